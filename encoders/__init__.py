@@ -1,0 +1,1 @@
+"""Modality encoders: one module each, imported as `mmpt.encoders.<modality>`."""

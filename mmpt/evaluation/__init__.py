@@ -1,0 +1,1 @@
+"""Evaluation of embeddings: retrieval, zero-shot classification, linear probe, nearest neighbours."""

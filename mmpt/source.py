@@ -1,0 +1,69 @@
+"""The contract of a dataset: a Source gives splits of Samples, whatever lies on disk."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from mmpt.config import Configurable
+
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One raw example, before any processor.
+
+    Attributes:
+        modalities: modality name -> raw sample, in a form that the modality's processor accepts
+            (`{"image": "cat.png", "text": "a cat"}`).
+        name: what names the example to a person in lists and errors: a path, a row, an id.
+        labels: integer or float facts about it. `group` marks examples that are positives of each other
+            (two pictures of one thing, two cells with one description): equal numbers, same group.
+    """
+
+    modalities: Mapping[str, Any]
+    name: str
+    labels: Mapping[str, int | float] = field(default_factory=dict)
+
+
+class Examples(Protocol):
+    """A map-style collection of samples (a list of `Sample` is one)."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    def __getitem__(self, index: int, /) -> Sample:
+        """The sample at `index`; reads lazily, so it may raise `SampleError`."""
+
+
+class Source(Configurable, ABC):
+    """A dataset: the project's default data, or the user's own.
+
+    Constructing a source does no input or output; `split` does.
+
+    Attributes:
+        path: the user's own data; None is the default data of the domain. The data module overwrites it with
+            `--data.path`.
+    """
+
+    path: str | None = None
+
+    @abstractmethod
+    def split(self, name: Split) -> Examples:
+        """The samples of one split. Splits of a source never share a group, figure, speaker or other origin.
+
+        Raises:
+            DataError: the data as a whole can't be used (empty folder, missing columns, unknown format).
+        """
+
+    def label_names(self, label: str) -> Sequence[str]:
+        """The names of an integer label's values, in order; empty where the label has none."""
+        return ()
+
+    def texts(self) -> Sequence[str]:
+        """The texts of the training split, for training a tokenizer or listing retrieval candidates."""
+        samples = self.split("train")
+        return [str(s.modalities["text"]) for s in (samples[i] for i in range(len(samples))) if "text" in s.modalities]

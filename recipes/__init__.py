@@ -1,0 +1,1 @@
+"""Recipes: one folder for each domain with its configurations and `run.py`."""

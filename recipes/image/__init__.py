@@ -1,0 +1,1 @@
+"""The image recipe: emoji pictures and names, held-out art style."""
