@@ -1,7 +1,8 @@
 """Objects that know how they were made, so that a model can be written to a file and rebuilt from it.
 
 A `Configurable` records the arguments of its constructor. `to_config` turns a tree of such objects into plain
-`{"class_path": ..., "init_args": {...}}` dictionaries (the form that LightningCLI reads), `from_config` builds it again.
+`{"class_path": ..., "init_args": {...}}` dictionaries (the form that LightningCLI reads), `from_config` builds it
+again.
 """
 
 from __future__ import annotations
@@ -103,13 +104,21 @@ def from_config(config: Any, *, folder: Path | None = None, trust: Sequence[str]
     return config
 
 
+def packages(config: Any) -> set[str]:
+    """The top-level packages of all classes that a configuration names, for callers who trust its origin."""
+    if isinstance(config, Mapping):
+        own = {str(config["class_path"]).split(".")[0]} if "class_path" in config else set()
+        return own.union(*(packages(item) for item in config.values()))
+    return set().union(*(packages(item) for item in config)) if isinstance(config, list) else set()
+
+
 def _build(config: Mapping[str, Any], folder: Path | None, trust: Sequence[str]) -> Any:
     path = config["class_path"]
     allowed = ("mmpt", *trust)
     if not any(path.startswith(f"{prefix}.") for prefix in allowed):
         raise UntrustedClassError(
-            f"the configuration names the class {path}, which is outside {', '.join(allowed)}. Building it would run code of "
-            f"that package; if you trust it, pass trust=[{path.split('.')[0]!r}]"
+            f"the configuration names the class {path}, which is outside {', '.join(allowed)}. Building it would run "
+            f"code of that package; if you trust it, pass trust=[{path.split('.')[0]!r}]"
         )
     module_name, _, class_name = path.rpartition(".")
     try:
@@ -117,7 +126,9 @@ def _build(config: Mapping[str, Any], folder: Path | None, trust: Sequence[str])
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"the class {path} of the configuration can't be imported: {error}") from error
     if not (inspect.isclass(cls) and issubclass(cls, Configurable)):
-        raise UntrustedClassError(f"{path} is not a class derived from mmpt.config.Configurable; nothing else may be built")
+        raise UntrustedClassError(
+            f"{path} is not a class derived from mmpt.config.Configurable; nothing else may be built"
+        )
     arguments = {
         name: from_config(value, folder=folder, trust=trust) for name, value in (config.get("init_args") or {}).items()
     }

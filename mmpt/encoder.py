@@ -24,7 +24,8 @@ class Corruption(NamedTuple):
 
     Attributes:
         action: uint8 (batch, length): KEEP, MASK or RANDOM.
-        predicted: bool (batch, length), True where the loss is taken. KEEP and predicted together are allowed (BERT's 10 %).
+        predicted: bool (batch, length), True where the loss is taken. KEEP and predicted together are allowed (BERT's
+            10 %).
         hidden: how many units of a full row have action MASK, where the policy fixes that number (exact policies);
             encoders that drop hidden units need it to know the shorter length without asking the device.
     """
@@ -90,6 +91,10 @@ class Encoder(nn.Module, Configurable, ABC):
         """
         units = self.units(inputs)
         return torch.arange(units.shape[1], device=units.device).expand(units.shape)
+
+    def max_units(self, inputs: Inputs) -> int:
+        """The most units that a row can have, known from shapes alone (no reading from the device)."""
+        return self.units(inputs).shape[1]
 
     @abstractmethod
     def reconstruct(self, tokens: Tokens, corruption: Corruption) -> Any:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Literal, Protocol
 
 from mmpt.config import Configurable
@@ -39,6 +41,27 @@ class Examples(Protocol):
         """The sample at `index`; reads lazily, so it may raise `SampleError`."""
 
 
+class Concatenation:
+    """Several collections as one.
+
+    Args:
+        parts: in order.
+    """
+
+    def __init__(self, parts: Sequence[Examples]) -> None:
+        self.parts = parts
+        self.ends = list(accumulate(len(part) for part in parts))
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        part = bisect_right(self.ends, index)
+        return self.parts[part][index - (self.ends[part - 1] if part else 0)]
+
+
 class Source(Configurable, ABC):
     """A dataset: the project's default data, or the user's own.
 
@@ -58,6 +81,11 @@ class Source(Configurable, ABC):
         Raises:
             DataError: the data as a whole can't be used (empty folder, missing columns, unknown format).
         """
+
+    def everything(self) -> Examples:
+        """All samples in order, for embedding them; they may lack what only training needs (a caption)."""
+        splits: tuple[Split, ...] = ("train", "validation", "test")
+        return Concatenation([self.split(name) for name in splits])
 
     def label_names(self, label: str) -> Sequence[str]:
         """The names of an integer label's values, in order; empty where the label has none."""

@@ -1,1 +1,16 @@
 """Heads: losses and the parameters that they need, over a lazy view of one batch."""
+
+from mmpt.heads.alignment import CaptioningHead, MatchingHead
+from mmpt.heads.contrastive import ContrastiveHead, GroupContrastiveHead
+from mmpt.heads.head import Head, HeadOutput
+from mmpt.heads.masked import MaskedHead
+
+__all__ = [
+    "CaptioningHead",
+    "ContrastiveHead",
+    "GroupContrastiveHead",
+    "Head",
+    "HeadOutput",
+    "MaskedHead",
+    "MatchingHead",
+]

@@ -1,0 +1,99 @@
+"""Model folders: config.yaml, model.safetensors, tokenizer files, README.md."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_model
+
+from mmpt.config import from_config
+from mmpt.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from mmpt.model import MultimodalModel
+
+CONFIG, WEIGHTS, CARD = "config.yaml", "model.safetensors", "README.md"
+
+
+def save_pretrained(model: MultimodalModel, folder: Path, card: str = "") -> Path:
+    """Write a model folder; the weights appear last and whole, so a folder with weights is complete."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = model.config(folder)
+    (folder / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    (folder / CARD).write_text(card or _default_card(model), encoding="utf-8")
+    unfinished = folder / f"{WEIGHTS}.part"
+    save_model(model, str(unfinished))
+    os.replace(unfinished, folder / WEIGHTS)
+    return folder
+
+
+def from_pretrained(folder: Path, trust: Sequence[str] = ()) -> MultimodalModel:
+    """Rebuild the model of a folder, in evaluation mode; see `MultimodalModel.from_pretrained`."""
+    from mmpt.model import MultimodalModel
+
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise CheckpointError(
+                f"{folder} has no {name}; a model folder is what `model.save_pretrained`, a recipe's RUN/model or "
+                "`mmpt export` wrote"
+            )
+    try:
+        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise CheckpointError(f"{folder / CONFIG} is not readable YAML: {error}") from error
+    if not isinstance(config, dict) or "class_path" not in config:
+        raise CheckpointError(f"{folder / CONFIG} does not describe a model: it has no class_path")
+    model = from_config(config, folder=folder, trust=trust)
+    if not isinstance(model, MultimodalModel):
+        raise CheckpointError(f"{folder / CONFIG} describes a {type(model).__name__}, not a MultimodalModel")
+    load_weights(model, folder / WEIGHTS)
+    return model.eval()
+
+
+def load_weights(module: torch.nn.Module, path: Path) -> None:
+    """Load a safetensors file into a module; every parameter must be present, once, with its shape.
+
+    Raises:
+        CheckpointError: the file is damaged or belongs to another configuration.
+    """
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file ({error}); it may be cut short") from error
+    tied = _tied_names(module)
+    try:
+        missing, unexpected = module.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} belongs to another configuration: {error}") from error
+    missing = [name for name in missing if not (tied.get(name, set()) & weights.keys())]
+    if missing or unexpected:
+        raise CheckpointError(
+            f"{path} belongs to another configuration: {len(missing)} parameters are missing "
+            f"({', '.join(missing[:3])}), {len(unexpected)} are unknown ({', '.join(unexpected[:3])})"
+        )
+
+
+def _tied_names(module: torch.nn.Module) -> dict[str, set[str]]:
+    """Parameter name -> the other names of the same tensor (safetensors keeps only one of them)."""
+    names: dict[int, set[str]] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        names.setdefault(id(tensor), set()).add(name)
+    return {name: group - {name} for group in names.values() for name in group if len(group) > 1}
+
+
+def _default_card(model: MultimodalModel) -> str:
+    parameters = sum(p.numel() for p in model.parameters())
+    return (
+        "---\nlibrary_name: mmpt\n---\n\n"
+        f"# A multimodal model ({', '.join(model.modalities)})\n\n"
+        f"{parameters / 1e6:.2f} M parameters, embeddings of {model.embed_dim} dimensions.\n\n"
+        "```python\nfrom mmpt import MultimodalModel\n\n"
+        'model = MultimodalModel.from_pretrained("this folder")\n'
+        'vectors = model.embed("text", ["a text"])\n```\n'
+    )

@@ -1,0 +1,277 @@
+"""What `mmpt evaluate`, `mmpt embed` and `mmpt export` do."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from rich.progress import track
+from torch import Tensor
+
+from mmpt.batches import Batch
+from mmpt.catalogue import recipe_folder, recipe_names
+from mmpt.checkpoint import CONFIG, save_pretrained
+from mmpt.config import from_config, packages
+from mmpt.data import MultimodalData
+from mmpt.errors import CheckpointError, ConfigError, DataError
+from mmpt.evaluation.linear_probe import linear_probe
+from mmpt.evaluation.nearest import nearest
+from mmpt.evaluation.retrieval import retrieval
+from mmpt.evaluation.zero_shot import ensemble, zero_shot
+from mmpt.model import TEXT, MultimodalModel, evaluating
+from mmpt.report import print_metrics
+from mmpt.source import Sample, Source, Split
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """`mmpt evaluate TASK`: print the numbers beside their baselines, and write them on request."""
+    model = MultimodalModel.from_pretrained(options.model, trust=options.trust)
+    data = data_of(options.config, options.data_path).attach(model.processors)
+    modality = options.modality or _only_modality(model)
+    if options.task == "retrieval":
+        metrics = retrieval_metrics(model, data, modality, options.split)
+    elif options.task == "zero-shot":
+        metrics = zero_shot_metrics(model, data, modality, options.split, options.label, options.template or ["{}"])
+    else:
+        metrics = probe_metrics(
+            model, data, modality, options.split, options.label, options.task == "knn", options.neighbours
+        )
+    print_metrics(metrics)
+    if options.output is not None:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+
+
+def retrieval_metrics(model: MultimodalModel, data: MultimodalData, modality: str, split: Split) -> dict[str, float]:
+    """Find the text of a sample among all texts of the split, and the other way round.
+
+    Samples with the same text (the same `group`, where the data has groups) are all right answers.
+    """
+    samples, texts, labels = embed_split(model, data, split, (modality, TEXT))
+    groups = labels.get("group", torch.arange(len(samples)))
+    unique, first = _first_of_each(groups)
+    candidates = texts[first]
+    right = groups[:, None] == unique[None, :]  # (samples, texts)
+    forward = retrieval(samples, candidates, right)
+    backward = retrieval(candidates, samples, right.T)
+    return forward.metrics(f"retrieval/{modality}_to_text") | backward.metrics(f"retrieval/text_to_{modality}")
+
+
+def zero_shot_metrics(
+    model: MultimodalModel, data: MultimodalData, modality: str, split: Split, label: str, templates: Sequence[str]
+) -> dict[str, float]:
+    """Classify samples by the most similar label name.
+
+    Raises:
+        DataError: the data does not name the label's values.
+    """
+    names = [name for source in data.sources.values() for name in source.label_names(label)]
+    if not names:
+        raise DataError(f"the data names no values of the label {label!r}, so there is nothing to choose from")
+    samples, labels = embed_split(model, data, split, (modality,))[::2]
+    prompts = model.embed(TEXT, [t.format(name) for name in names for t in templates])
+    classes = ensemble(prompts.unflatten(0, (len(names), len(templates))))
+    return zero_shot(samples, classes, _label(labels, label)).metrics(f"zero_shot/{label}")
+
+
+def probe_metrics(
+    model: MultimodalModel,
+    data: MultimodalData,
+    modality: str,
+    split: Split,
+    label: str,
+    neighbours: bool,
+    k: int = 5,
+) -> dict[str, float]:
+    """Classify embeddings of `split` by logistic regression or nearest neighbours fitted on the training split."""
+    train_x, train_labels = embed_split(model, data, "train", (modality,))[::2]
+    test_x, test_labels = embed_split(model, data, split, (modality,))[::2]
+    train_y, test_y = _label(train_labels, label), _label(test_labels, label)
+    if neighbours:
+        return nearest(train_x, train_y, test_x, test_y, k).metrics(f"knn/{label}")
+    return linear_probe(train_x, train_y, test_x, test_y).metrics(f"linear_probe/{label}")
+
+
+def embed_split(
+    model: MultimodalModel, data: MultimodalData, split: Split, modalities: Sequence[str]
+) -> tuple[Any, ...]:
+    """Embed a split.
+
+    Returns:
+        One (samples, embed_dim) tensor for each modality, and last the labels: name -> (samples,).
+    """
+    parts: dict[str, list[Tensor]] = {name: [] for name in modalities}
+    labels: dict[str, list[Tensor]] = {}
+    for batch in _batches(model, data.loader(split)):
+        for name in modalities:
+            if name not in batch.inputs:
+                raise DataError(f"the {split} split has no {name}; it has {', '.join(batch.inputs)}")
+            parts[name].append(model.embed(name, batch.inputs[name]).cpu())
+        for name, values in batch.labels.items():
+            labels.setdefault(name, []).append(values.cpu())
+    joined = {name: torch.cat(values) for name, values in labels.items()}
+    return (*(torch.cat(parts[name]) for name in modalities), joined)
+
+
+def _batches(model: MultimodalModel, loader: Iterable[Batch]) -> Iterable[Batch]:
+    """The usable batches on the model's device, with the model in evaluation mode."""
+    device = next(model.parameters()).device
+    with evaluating(model), torch.no_grad():
+        for batch in loader:
+            if batch.inputs:
+                inputs = {
+                    name: {key: value.to(device) for key, value in tensors.items()}
+                    for name, tensors in batch.inputs.items()
+                }
+                yield Batch(inputs, batch.labels, batch.names, batch.source, batch.skipped)
+
+
+def embed(options: argparse.Namespace) -> None:
+    """`mmpt embed`: every sample of the input to a row of an npz file, in order; unusable ones are listed."""
+    model = MultimodalModel.from_pretrained(options.model, trust=options.trust)
+    if options.output.suffix != ".npz":
+        raise ConfigError(f"--output {options.output}: expected a name that ends in .npz")
+    model.modality(options.modality)
+    config = options.config or _recipe_of(options.modality)
+    data = data_of(config, options.input).attach(model.processors)
+    data.eval_batch_size = options.batch_size
+    everything = {name: OneModality(source, options.modality) for name, source in data.sources.items()}
+    data.sources = dict(everything)
+    names: list[str] = []
+    rows: list[Tensor] = []
+    skipped: list[dict[str, Any]] = []
+    loader = data.loader("test")
+    with evaluating(model), torch.no_grad():
+        for batch in track(loader, description=f"embedding {options.modality}"):
+            skipped += batch.skipped
+            if batch.inputs:
+                rows.append(model.embed(options.modality, batch.inputs[options.modality]).cpu())
+                names += batch.names
+    if not rows:
+        raise DataError(f"no sample of {options.input} could be embedded; the first problem: {skipped[0]['problem']}")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = options.output.with_suffix(".part.npz")
+    np.savez(unfinished, embeddings=torch.cat(rows).numpy(), names=np.array(names))
+    os.replace(unfinished, options.output)
+    print(f"{options.output}: {len(names)} x {model.embed_dim}")
+    for row in skipped:
+        print(f"skipped {row['sample']}: {row['problem']}; expected {row['expected']}")
+
+
+class OneModality(Source):
+    """A source's samples in order, reduced to one modality; every split is all of them.
+
+    Args:
+        source: read from here.
+        modality: kept; samples need not carry anything else.
+    """
+
+    def __init__(self, source: Source, modality: str) -> None:
+        self.source, self.modality, self.path = source, modality, source.path
+
+    def split(self, name: Split) -> _Reduced:
+        """All samples."""
+        return _Reduced(self.source, self.modality)
+
+
+class _Reduced:
+    def __init__(self, source: Source, modality: str) -> None:
+        self.samples, self.modality = source.everything(), modality
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.samples[index]
+        return Sample({self.modality: sample.modalities[self.modality]}, sample.name)
+
+
+def export(checkpoint: Path, output: Path) -> Path:
+    """`mmpt export`: the weights of a training checkpoint in a model folder.
+
+    Raises:
+        CheckpointError: not a checkpoint of a run folder, or damaged.
+    """
+    if not checkpoint.is_file():
+        raise CheckpointError(f"{checkpoint} does not exist; checkpoints lie in RUN/checkpoints")
+    template = checkpoint.resolve().parent.parent / "model"
+    if not (template / CONFIG).is_file():
+        raise CheckpointError(
+            f"{template / CONFIG} is missing; a checkpoint is exported within its run folder, whose model/ describes "
+            "the architecture"
+        )
+    model = from_config(
+        yaml.safe_load((template / CONFIG).read_text(encoding="utf-8")), folder=template, trust=_own_classes(template)
+    )
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    except Exception as error:  # torch raises many kinds for damaged and for unsafe files
+        raise CheckpointError(f"{checkpoint} can't be read as a checkpoint of plain tensors: {error}") from error
+    own = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
+    try:
+        model.load_state_dict(own)
+    except RuntimeError as error:
+        raise CheckpointError(f"{checkpoint} does not fit {template / CONFIG}: {error}") from error
+    return save_pretrained(model, output)
+
+
+def _own_classes(folder: Path) -> list[str]:
+    """Packages that a run folder's own configuration names: it was written here, by a run that had imported them."""
+    return sorted(packages(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))))
+
+
+def data_of(config: Path, path: str | None = None) -> MultimodalData:
+    """The data of a training configuration, which the caller trusts to name classes.
+
+    Args:
+        config: YAML with a `data` section.
+        path: replaces the sources' default data.
+
+    Raises:
+        ConfigError: the file has no such section.
+    """
+    if not config.is_file():
+        raise ConfigError(f"{config} does not exist; recipes: {', '.join(recipe_names())} (`mmpt recipes copy`)")
+    section = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("data")
+    if not isinstance(section, dict) or "sources" not in section:
+        raise ConfigError(f"{config} has no data section with sources")
+    options = from_config(section, trust=sorted(packages(section)))
+    if path is not None:
+        options["path"] = path
+    return MultimodalData(**options)
+
+
+def _recipe_of(modality: str) -> Path:
+    if modality not in recipe_names():
+        raise ConfigError(
+            f"there is no recipe named {modality!r} to say how its files are read; give --config with a data section"
+        )
+    return recipe_folder(modality) / "pretrain.yaml"
+
+
+def _only_modality(model: MultimodalModel) -> str:
+    others = [name for name in model.modalities if name != TEXT]
+    if len(others) != 1:
+        raise ConfigError(f"the model has the modalities {', '.join(model.modalities)}; say which with --modality")
+    return others[0]
+
+
+def _label(labels: dict[str, Tensor], name: str) -> Tensor:
+    if name not in labels:
+        raise DataError(f"the data has no label {name!r}; it has {', '.join(labels) or 'none'}")
+    return labels[name]
+
+
+def _first_of_each(groups: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct groups in order of appearance, and where each appears first."""
+    first: dict[int, int] = {}
+    for place, group in enumerate(groups.tolist()):
+        first.setdefault(group, place)
+    return torch.tensor(list(first)), torch.tensor(list(first.values()))

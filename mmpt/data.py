@@ -1,0 +1,199 @@
+"""MultimodalData: the LightningDataModule for one dataset or a mixture of several."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+from torch.utils.data import DataLoader
+
+from mmpt.batches import Batch, BatchDataset, MixtureSampler, OnError
+from mmpt.encoder import Processor
+from mmpt.errors import CheckpointError, ConfigError, DataError
+from mmpt.source import Source, Split
+
+
+class MultimodalData(L.LightningDataModule):
+    """Batches of one source, or of several with weights, processed as the model wants it.
+
+    Args:
+        sources: name -> dataset.
+        path: the user's own data in place of a source's default; with several sources a mapping from name to path.
+        batch_size: samples in a training batch of one process.
+        eval_batch_size: samples in a batch of validation, test and prediction; None is `batch_size`.
+        weights: name -> how often a training batch comes from this source, relative to the others; None: each source's
+            batches come once in an epoch.
+        num_workers: processes that prepare batches; 0 prepares them in the training process.
+        seed: of the order of samples and of their augmentation.
+        on_error: "skip" lists a bad sample in the run's report and goes on; "raise" stops at it.
+        drop_last: leave out the last, smaller training batch of an epoch.
+
+    Raises:
+        ConfigError: settings that don't fit together.
+        DataError: a source has no data for training.
+    """
+
+    def __init__(
+        self,
+        sources: dict[str, Source],
+        path: str | dict[str, str] | None = None,
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
+        weights: dict[str, float] | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+        on_error: OnError = "skip",
+        drop_last: bool = True,
+    ) -> None:
+        super().__init__()
+        if not sources:
+            raise ConfigError("MultimodalData needs at least one source")
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
+        _check_names("weights", weights, sources)
+        self.sources = sources
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        self.weights, self.num_workers, self.seed = weights, num_workers, seed
+        self.on_error, self.drop_last = on_error, drop_last
+        self._processors: dict[str, Processor] | None = None
+        self._train_sampler: MixtureSampler | None = None
+        self._position: dict[str, Any] | None = None
+        self._set_paths(path)
+
+    def _set_paths(self, path: str | dict[str, str] | None) -> None:
+        if path is None:
+            return
+        if isinstance(path, str):
+            if len(self.sources) > 1:
+                raise ConfigError(
+                    f"path names one place, but there are several sources ({', '.join(self.sources)}); give a mapping "
+                    f"such as {{{next(iter(self.sources))}: {path}}}"
+                )
+            path = dict.fromkeys(self.sources, path)
+        _check_names("path", path, self.sources)
+        for name, own in path.items():
+            self.sources[name].path = own
+
+    def attach(self, processors: Mapping[str, Processor]) -> MultimodalData:
+        """Use these processors; within a Trainer they are taken from its model."""
+        self._processors = dict(processors)
+        return self
+
+    @property
+    def processors(self) -> dict[str, Processor]:
+        """The processors of the model that is trained or evaluated."""
+        if self._processors is not None:
+            return self._processors
+        if self.trainer is None:
+            raise ConfigError(
+                "MultimodalData has no model yet: call attach(model.processors), or use it with a Trainer"
+            )
+        return self.trainer.lightning_module.model.processors  # type: ignore[union-attr,return-value]
+
+    def loader(self, split: Split, *, training: bool = False) -> DataLoader[Batch]:
+        """Batches of one split.
+
+        Args:
+            split: which.
+            training: shuffled, augmented, in batches of `batch_size`; else in order and complete.
+
+        Raises:
+            DataError: every source is empty in this split.
+        """
+        parts = {name: source.split(split) for name, source in self.sources.items()}
+        sizes = {name: len(part) for name, part in parts.items()}
+        if sum(sizes.values()) == 0:
+            origins = ", ".join(f"{name} ({source.path or 'default data'})" for name, source in self.sources.items())
+            raise DataError(f"no samples in the {split} split of {origins}")
+        trainer = self.trainer
+        world_size = trainer.world_size if trainer is not None else 1
+        sampler = MixtureSampler(
+            sizes,
+            min(self.batch_size, max(1, sum(sizes.values()) // world_size)) if training else self.eval_batch_size,
+            shuffle=training,
+            seed=self.seed,
+            weights=self.weights if training else None,
+            drop_last=training and self.drop_last,
+            rank=trainer.global_rank if trainer is not None else 0,
+            world_size=world_size,
+        )
+        if training:
+            self._train_sampler = sampler
+            if self._position is not None:
+                sampler.resume(self._position["epoch"], self._position["batches"])
+        dataset = BatchDataset(parts, self.processors, training=training, on_error=self.on_error, split=split)
+        return DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=sampler,
+            collate_fn=_same,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0 and training,
+        )
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled, augmented batches of the training split."""
+        return self.loader("train", training=True)
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
+        """The validation split in order; no loader where no source has one."""
+        if all(len(source.split("validation")) == 0 for source in self.sources.values()):
+            return []
+        return self.loader("validation")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """The test split in order."""
+        return self.loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """The test split in order."""
+        return self.loader("test")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position within the epoch, and what must be equal for it to mean the same."""
+        if self._train_sampler is None or self.trainer is None:
+            return {}
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return {"epoch": self.trainer.current_epoch, "batches": progress.processed, "setting": self._setting()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where a checkpoint was written.
+
+        Raises:
+            CheckpointError: the order of samples would be another one, because a setting differs.
+        """
+        if not state_dict:
+            return
+        now = self._setting()
+        for name, before in state_dict["setting"].items():
+            if now[name] != before:
+                raise CheckpointError(
+                    f"the checkpoint was written with {name}={before}, this run has {name}={now[name]}; the order of "
+                    f"samples would differ. Either (1) resume with {name}={before}, or (2) start a new run from its "
+                    "model folder"
+                )
+        self._position = state_dict
+        if self._train_sampler is not None:
+            self._train_sampler.resume(state_dict["epoch"], state_dict["batches"])
+
+    def _setting(self) -> dict[str, Any]:
+        return {
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "sources": sorted(self.sources),
+            "world_size": self.trainer.world_size if self.trainer is not None else 1,
+        }
+
+
+def _same(batch: Batch) -> Batch:
+    return batch
+
+
+def _check_names(what: str, given: Mapping[str, Any] | None, sources: Mapping[str, Source]) -> None:
+    unknown = set(given or ()) - set(sources)
+    missing = set(sources) - set(given) if what == "weights" and given else set()
+    if unknown or missing:
+        raise ConfigError(
+            f"{what} names {sorted(given or ())}, the sources are {sorted(sources)}; they must be the same names"
+        )

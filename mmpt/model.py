@@ -1,0 +1,341 @@
+"""MultimodalModel: modality encoders around one shared text transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmpt.config import Configurable
+from mmpt.connectors import Connector
+from mmpt.encoder import Corruption, Encoder, Inputs, Processor
+from mmpt.errors import ConfigError
+from mmpt.generation import generate
+from mmpt.text import TextBackbone, TextEncoder
+from mmpt.tokens import Tokens, concatenate
+from mmpt.transformer import Attention
+
+Pooling = Literal["mean", "first", "last"]
+"""How tokens become one vector: mean over real positions, the first ([CLS]), or the last real one (end of text)."""
+
+TEXT = "text"
+"""The name of the modality that every model has."""
+
+
+class Modality(nn.Module, Configurable):
+    """One modality of a model: its encoder and how the encoder's tokens are used.
+
+    Args:
+        encoder: raw tensors to tokens.
+        connector: maps the encoder's tokens to the width of the text transformer's input, for fusion with text and for
+            `through_text`. None: the widths must be equal where they meet.
+        pooling: how the tokens become the vector that is embedded.
+        through_text: the tokens run through the shared text transformer before they are pooled (ArchBERT), instead of
+            the encoder standing beside it (CLIP, LangCell).
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        connector: Connector | None = None,
+        pooling: Pooling = "mean",
+        through_text: bool = False,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.connector = connector
+        self.pooling = pooling
+        self.through_text = through_text
+
+    def pool(self, tokens: Tokens) -> Tensor:
+        """(batch, width)."""
+        if self.pooling == "mean":
+            return tokens.mean()
+        return tokens.first() if self.pooling == "first" else tokens.last()
+
+
+class MultimodalModel(nn.Module, Configurable):
+    """Encoders, connectors and the shared text transformer.
+
+    "text" is a modality like the others; its encoder is the text transformer itself.
+
+    Args:
+        text: the shared text transformer.
+        modalities: name -> modality, besides "text".
+        embed_dim: width of the joint embedding space.
+        text_pooling: how a text becomes one vector.
+        fusion: how another modality's tokens reach the text transformer: in front of the text ("prefix"), or as the
+            keys and values of its cross-attention layers ("cross_attention").
+
+    Raises:
+        ConfigError: widths that don't meet, or fusion that the text transformer can't do.
+    """
+
+    def __init__(
+        self,
+        text: TextBackbone,
+        modalities: dict[str, Modality] | None = None,
+        embed_dim: int = 256,
+        text_pooling: Pooling = "first",
+        fusion: Literal["prefix", "cross_attention"] = "prefix",
+    ) -> None:
+        super().__init__()
+        if modalities and TEXT in modalities:
+            raise ConfigError('modalities must not name "text"; the `text` argument is that modality')
+        self.fusion = fusion
+        self.embed_dim = embed_dim
+        self.modalities = nn.ModuleDict({TEXT: Modality(TextEncoder(text), pooling=text_pooling)})
+        for name, modality in (modalities or {}).items():
+            _join(name, modality, text)
+            self.modalities[name] = modality
+        self.projections = nn.ModuleDict(
+            {name: nn.Linear(self._pooled_width(name), embed_dim, bias=False) for name in self.modalities}
+        )
+
+    @property
+    def text(self) -> TextBackbone:
+        """The shared text transformer."""
+        encoder = self.modality(TEXT).encoder
+        assert isinstance(encoder, TextEncoder)
+        return encoder.text
+
+    @property
+    def processors(self) -> dict[str, Processor]:
+        """The preprocessing of each modality, for the data module."""
+        return {name: self.modality(name).encoder.processor for name in self.modalities}
+
+    def modality(self, name: str) -> Modality:
+        """The parts of one modality.
+
+        Raises:
+            ConfigError: the model has no such modality.
+        """
+        if name not in self.modalities:
+            raise ConfigError(f"the model has no modality {name!r}; it has {', '.join(self.modalities)}")
+        module = self.modalities[name]
+        assert isinstance(module, Modality)
+        return module
+
+    def _pooled_width(self, name: str) -> int:
+        modality = self.modality(name)
+        return self.text.width if modality.through_text else modality.encoder.width
+
+    # Tensors to tensors: what training uses.
+
+    def connect(self, name: str, encoded: Tokens) -> Tokens:
+        """An encoder's tokens as the text transformer takes them: (batch, length, text.input_width)."""
+        connector = self.modality(name).connector
+        return encoded if connector is None else connector(encoded)
+
+    def encode(self, name: str, inputs: Inputs, corruption: Corruption | None = None) -> Tokens:
+        """Tokens of one modality in text width, after the text transformer where the modality goes through it."""
+        return self.contextualize(name, self.modality(name).encoder(inputs, corruption))
+
+    def contextualize(self, name: str, encoded: Tokens) -> Tokens:
+        """An encoder's tokens in text width, after the text transformer where the modality goes through it."""
+        tokens = self.connect(name, encoded)
+        return self.text(tokens) if self.modality(name).through_text else tokens
+
+    def project(self, name: str, encoded: Tokens) -> Tensor:
+        """An encoder's tokens -> L2-normalised embedding (batch, embed_dim), in float32."""
+        modality = self.modality(name)
+        tokens = self.contextualize(name, encoded) if modality.through_text else encoded
+        return F.normalize(self.projections[name](modality.pool(tokens)).float(), dim=-1)
+
+    def fuse_tokens(self, text: Inputs, context: Sequence[Tokens], attention: Attention = "bidirectional") -> Tokens:
+        """Run the text transformer over a text with other modalities' connected tokens.
+
+        Args:
+            text: inputs of the text processor.
+            context: tokens in text width, as `connect` gives them.
+            attention: "prefix" lets every position see the context and makes the text causal.
+
+        Returns:
+            Tokens at the positions of the text: (batch, text length, text.width).
+        """
+        words = self.text.embed(text["ids"], text["mask"])
+        if not context:
+            return self.text(words, attention=attention)
+        foreign = concatenate(*context)
+        if self.fusion == "cross_attention":
+            kind: Attention = "causal" if attention == "prefix" else attention
+            return self.text(words, attention=kind, context=foreign)
+        joined = concatenate(foreign, words)
+        prefix = torch.zeros_like(joined.mask)
+        prefix[:, : foreign.length] = True
+        output = self.text(joined, attention=attention, prefix=prefix if attention == "prefix" else None)
+        return Tokens(output.values[:, foreign.length :], words.mask)
+
+    # Raw samples: what people use.
+
+    def process(self, name: str, samples: Sequence[Any]) -> Inputs:
+        """Raw samples -> inputs on the model's device."""
+        inputs = self.modality(name).encoder.processor(samples)
+        device = next(self.parameters()).device
+        return {key: value.to(device) for key, value in inputs.items()}
+
+    def embed(self, name: str, samples: Sequence[Any] | Inputs, batch_size: int = 64) -> Tensor:
+        """Embed one modality.
+
+        Args:
+            name: the modality.
+            samples: raw samples (embedded in batches, in evaluation mode, without gradient), or processed inputs
+                (embedded in one go, in the current mode, with gradient).
+            batch_size: how many raw samples at once.
+
+        Returns:
+            (batch, embed_dim), L2-normalised.
+        """
+        encoder = self.modality(name).encoder
+        if isinstance(samples, Mapping):
+            return self.project(name, encoder(samples))
+        with evaluating(self), torch.no_grad():
+            parts = [
+                self.project(name, encoder(self.process(name, samples[start : start + batch_size])))
+                for start in range(0, len(samples), batch_size)
+            ]
+        return torch.cat(parts) if parts else torch.zeros(0, self.embed_dim)
+
+    def fuse(self, text: Sequence[str] | Inputs, attention: Attention = "bidirectional", **modalities: Any) -> Tokens:
+        """Text tokens that have seen other modalities.
+
+        Args:
+            text: texts or inputs of the text processor.
+            attention: see `fuse_tokens`.
+            modalities: name -> raw samples or processed inputs, one for each text.
+        """
+        inputs = text if isinstance(text, Mapping) else self.process(TEXT, text)
+        return self.fuse_tokens(inputs, self._context(modalities), attention)
+
+    def _context(self, modalities: Mapping[str, Any]) -> list[Tokens]:
+        context = []
+        for name, samples in modalities.items():
+            inputs = samples if isinstance(samples, Mapping) else self.process(name, samples)
+            context.append(self.connect(name, self.modality(name).encoder(inputs)))
+        return context
+
+    def generate(
+        self,
+        prompt: str | Sequence[str] = "",
+        *,
+        max_new_tokens: int = 32,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        beams: int = 1,
+        **modalities: Sequence[Any],
+    ) -> list[str]:
+        """Write text about samples of other modalities.
+
+        Args:
+            prompt: one text for all samples, or one for each.
+            max_new_tokens: the most tokens to write.
+            temperature: 0 is greedy; otherwise samples are drawn from the softmax at this temperature.
+            top_p: draw only from the most probable tokens that hold this share.
+            beams: width of the beam search (greedy with 1).
+            modalities: name -> raw samples.
+        """
+        count = max((len(samples) for samples in modalities.values()), default=1)
+        prompts = [prompt] * count if isinstance(prompt, str) else list(prompt)
+        with evaluating(self), torch.no_grad():
+            inputs = self.process(TEXT, prompts)
+            ids, mask = _open_end(inputs, self.text.tokenizer.sep_token_id)
+            context = self._context(modalities)
+            foreign = concatenate(*context) if context else None
+            crossed = self.fusion == "cross_attention"
+            written = generate(
+                self.text,
+                ids,
+                mask,
+                prefix=None if crossed else foreign,
+                context=foreign if crossed else None,
+                attention="causal" if crossed or foreign is None else "prefix",
+                max_new_tokens=max_new_tokens,
+                end_id=self.text.tokenizer.sep_token_id,
+                temperature=temperature,
+                top_p=top_p,
+                beams=beams,
+            )
+        return self.text.tokenizer.batch_decode(written, skip_special_tokens=True)
+
+    def zero_shot(
+        self, name: str, samples: Sequence[Any], labels: Sequence[str], templates: Sequence[str] = ("{}",)
+    ) -> Tensor:
+        """Cosine of each sample with each label's mean prompt embedding.
+
+        Args:
+            name: the modality of the samples.
+            samples: raw samples.
+            labels: candidate texts.
+            templates: prompts with one `{}`; a label is the normalised mean over its prompts.
+
+        Returns:
+            (samples, labels) similarities; the argmax is the prediction.
+        """
+        prompts = [template.format(label) for label in labels for template in templates]
+        texts = self.embed(TEXT, prompts).unflatten(0, (len(labels), len(templates)))
+        return self.embed(name, samples) @ F.normalize(texts.mean(1), dim=-1).T
+
+    def save_pretrained(self, folder: str | Path, card: str = "") -> Path:
+        """Write config.yaml, model.safetensors, tokenizer files and README.md (the model card)."""
+        from mmpt.checkpoint import save_pretrained
+
+        return save_pretrained(self, Path(folder), card)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, trust: Sequence[str] = ()) -> MultimodalModel:
+        """Rebuild a saved model, in evaluation mode.
+
+        Args:
+            folder: written by `save_pretrained`.
+            trust: packages besides mmpt whose classes the configuration may name.
+
+        Raises:
+            CheckpointError: not such a folder, or damaged.
+            UntrustedClassError: the configuration names other classes.
+        """
+        from mmpt.checkpoint import from_pretrained
+
+        return from_pretrained(Path(folder), trust)
+
+
+class evaluating:  # noqa: N801 (reads as a verb where it is used)
+    """Context in which a module is in evaluation mode; afterwards each part is in the mode that it had."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __enter__(self) -> None:
+        """Enter evaluation mode."""
+        self.modes = {part: part.training for part in self.module.modules()}
+        self.module.eval()
+
+    def __exit__(self, *error: object) -> None:
+        """Restore the modes."""
+        for part, training in self.modes.items():
+            part.training = training
+
+
+def _join(name: str, modality: Modality, text: TextBackbone) -> None:
+    """Build the connector of a modality, or check that none is needed."""
+    if modality.connector is not None:
+        modality.connector.build(modality.encoder.width, text.input_width)
+    elif modality.through_text and modality.encoder.width != text.input_width:
+        raise ConfigError(
+            f"modality {name!r}: the encoder gives vectors of width {modality.encoder.width} and the text transformer "
+            f"takes {text.input_width}. Either (1) give it a connector such as mmpt.connectors.LinearConnector, or (2) "
+            "make the widths equal"
+        )
+
+
+def _open_end(inputs: Inputs, end_id: int | None) -> tuple[Tensor, Tensor]:
+    """Prompts without their closing [SEP], so that they can be continued: ids and mask, both (batch, length)."""
+    ids, mask = inputs["ids"], inputs["mask"].clone()
+    last = mask.sum(1) - 1
+    rows = torch.arange(len(ids), device=ids.device)
+    mask[rows, last] = mask[rows, last] & (ids[rows, last] != end_id)
+    width = max(int(mask.sum(1).max()), 1)
+    return ids[:, :width], mask[:, :width]

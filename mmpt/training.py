@@ -1,0 +1,93 @@
+"""`mmpt fit|validate|test|predict`: Lightning's command line with mmpt's run folder around it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from mmpt.data import MultimodalData
+from mmpt.run_folder import PredictionWriter, RunFolder
+
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "enable_model_summary": False,
+    "gradient_clip_val": 1.0,
+    "log_every_n_steps": 10,
+    "num_sanity_val_steps": 0,
+    "use_distributed_sampler": False,  # MixtureSampler divides the batches itself
+}
+
+
+class WriteConfig(SaveConfigCallback):
+    """Writes RUN/config.yaml, which repeats the run."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Write on the first process, whatever lies there from an earlier run."""
+        if trainer.is_global_zero and not self.already_saved and stage == "fit":
+            folder = Path(trainer.default_root_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, str(folder / "config.yaml"), skip_none=False, overwrite=True, multifile=False)
+            self.already_saved = True
+
+
+class TrainingCLI(LightningCLI):
+    """LightningCLI with `--output`, a run folder, and progress and logs by default."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add mmpt's own options."""
+        parser.add_argument("--output", type=str | None, default=None, help="run folder; default: runs/DATE-TIME")
+
+    def before_instantiate_classes(self) -> None:
+        """Point everything that writes to the run folder."""
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        run = Path(config.output or f"runs/{time.strftime('%Y%m%d-%H%M%S')}")
+        self.run_folder = run
+        config.trainer.default_root_dir = str(run)
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """The trainer with the run folder's loggers and callbacks, besides those of the configuration."""
+        run = self.run_folder
+        config = self._get(self.config_init, "trainer", default={})
+        if config.get("logger") is None:
+            kwargs["logger"] = [
+                CSVLogger(str(run), name="logs", version=""),
+                TensorBoardLogger(str(run), name="logs", version=""),
+            ]
+        callbacks: list[L.Callback] = [RunFolder(run), PredictionWriter(run)]
+        if config.get("enable_progress_bar") is not False:
+            callbacks.append(RichProgressBar(leave=False))
+        if kwargs.get("logger") or config.get("logger"):
+            callbacks.append(LearningRateMonitor("step"))
+        own = config.get("callbacks") or []
+        if config.get("enable_checkpointing") is not False and not any(isinstance(c, ModelCheckpoint) for c in own):
+            callbacks.append(ModelCheckpoint(str(run / "checkpoints"), filename="{epoch}-{step}", save_last=True))
+        self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
+        return super().instantiate_trainer(**kwargs)
+
+
+def train(arguments: Sequence[str]) -> TrainingCLI:
+    """Run one of Lightning's commands.
+
+    Args:
+        arguments: as on the command line, e.g. `["fit", "--config", "pretrain.yaml", "--output", "runs/first"]`.
+
+    Returns:
+        The finished command line with `trainer`, `model`, `datamodule` and `run_folder`.
+    """
+    return TrainingCLI(
+        model_class=L.LightningModule,
+        datamodule_class=MultimodalData,
+        subclass_mode_model=True,
+        seed_everything_default=0,
+        save_config_callback=WriteConfig,
+        save_config_kwargs={"overwrite": True},
+        trainer_defaults=dict(TRAINER_DEFAULTS),
+        parser_kwargs={"parser_mode": "yaml"},
+        args=list(arguments),
+    )
