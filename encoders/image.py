@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 import timm
 import torch
-from mmpt.encoders.image_processor import ImageProcessor as ImageProcessor
 from timm.layers import PatchEmbed
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmpt.encoder import KEEP, MASK, RANDOM, Corruption, Encoder, Inputs, Part
+from mmpt.encoders.image_processor import ImageProcessor as ImageProcessor
 from mmpt.errors import CheckpointError, ConfigError
 from mmpt.tokens import Tokens, full
 from mmpt.transformer import Transformer
@@ -170,6 +170,10 @@ class ImageEncoder(Encoder):
         units[:, : self.prefix] = False
         return units
 
+    def max_units(self, inputs: Inputs) -> int:
+        """Number of patches."""
+        return self.columns**2
+
     def forward(self, inputs: Inputs, corruption: Corruption | None = None) -> Tokens:
         """Encode pictures.
 
@@ -214,10 +218,11 @@ class ImageEncoder(Encoder):
 
     def _encode_corrupted(self, pixels: Tensor, action: Tensor, hidden: int | None) -> Tokens:
         vit = self.backbone
-        patches = replace_random(vit.patch_embed(pixels), action)  # (batch, patches, width)
+        embedded = vit.patch_embed(pixels)  # (batch, patches, width), or (batch, rows, columns, width) for some models
+        patches = replace_random(embedded.reshape(len(pixels), -1, embedded.shape[-1]), action)
         if self.hide == "vector":
             patches = torch.where((action == MASK).unsqueeze(-1), self.blank.to(patches.dtype), patches)
-        values = vit._pos_embed(patches)
+        values = vit._pos_embed(patches.view_as(embedded))
         mask = torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
         attention = None
         if self.hide == "drop":
@@ -308,14 +313,21 @@ def _create_backbone(
         if pretrained is None:
             model = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
         else:
-            overlay = {"state_dict": _read_weights(pretrained)}
-            model = timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay, **arguments)
+            weights = _read_weights(pretrained)
+            # timm checks names and shapes strictly only if the file's classifier is loaded too
+            last = weights.get(f"{published.classifier if published is not None else 'head'}.weight")
+            classes = 0 if last is None else len(last)
+            overlay = {"state_dict": weights, "num_classes": classes}
+            model = timm.create_model(
+                name, pretrained=True, num_classes=classes, pretrained_cfg_overlay=overlay, **arguments
+            )
     except (TypeError, AssertionError) as error:
         raise ConfigError(f"timm's {name} does not take the arguments {arguments}: {error}") from error
     except (RuntimeError, KeyError) as error:
         if pretrained is None:
             raise
-        raise CheckpointError(f"the weights of {pretrained} do not fit {name} with {arguments}: {error}") from error
+        problem = str(error)[:500]
+        raise CheckpointError(f"the weights of {pretrained} do not fit {name} with {arguments}: {problem}") from error
     if not isinstance(getattr(model, "patch_drop", nn.Identity()), nn.Identity):
         raise ConfigError('patch_drop_rate loses patches behind the back of the masked head; use hide: "drop"')
     model.reset_classifier(0, "")

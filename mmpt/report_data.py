@@ -7,6 +7,7 @@ Everything in the folder but metrics or logs may be missing. What is there has t
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import re
@@ -21,9 +22,14 @@ import numpy as np
 from mmpt.errors import DataError
 
 LOWER_IS_BETTER = frozenset(
-    "loss rank error errors perplexity entropy mae mse rmse ece nll seconds milliseconds distance".split()
+    {"loss", "rank", "error", "errors", "perplexity", "entropy", "mae", "mse", "rmse", "ece", "nll", "seconds"}
 )
 """Words of a metric's last name part that turn its direction round."""
+
+MISSING = "\N{EN DASH}"
+"""Stands where there is no value."""
+
+MINUS = "\N{MINUS SIGN}"
 
 
 @dataclass(frozen=True)
@@ -116,7 +122,7 @@ def number(value: float) -> str:
     if math.isnan(value):
         return "not a number"
     if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
+        return "∞" if value > 0 else f"{MINUS}∞"
     size = abs(value)
     if size >= 1000 or (value == int(value) and size > 1):
         text = f"{value:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
@@ -128,7 +134,7 @@ def number(value: float) -> str:
         text = f"{value:.3f}"
     else:
         text = f"{value:.1e}"
-    return text.replace("-", "−")
+    return text.replace("-", MINUS)
 
 
 @dataclass(frozen=True)
@@ -252,8 +258,9 @@ def _json(path: Path, text: str, first_line: int = 1) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
         raise DataError(
-            f"{path}, line {first_line + error.lineno - 1}: not JSON ({error.msg}); the file is damaged, restore or delete it"
+            f"{path}, line {line}: not JSON ({error.msg}); the file is damaged, restore or delete it"
         ) from error
 
 
@@ -352,11 +359,11 @@ def _resumed(earlier: Curve, later: Curve) -> Curve:
 
 
 def _losses(path: Path) -> dict[tuple[str, str], Curve]:
-    """Columns `train/<head>/loss`, `validation/<head>/loss`, `train/loss`, `validation/loss`: (head, split) -> curve."""
+    """Columns `train/<head>/loss` and `validation/<head>/loss`, sums without a head: (head, split) -> curve."""
     text = _text(path)
     if not text.endswith("\n"):  # a row that a killed process did not finish
         text = text[: text.rfind("\n") + 1]
-    reader = csv.DictReader(text.splitlines())
+    reader = csv.DictReader(io.StringIO(text, newline=""))
     columns = {}
     for column in reader.fieldnames or ():
         match = re.fullmatch(r"(train|validation)/(?:(.+)/)?loss", column)
@@ -370,8 +377,8 @@ def _losses(path: Path) -> dict[tuple[str, str], Curve]:
                     point = int(row["step"]), float(row[column])
                 except (KeyError, TypeError, ValueError) as error:
                     raise DataError(
-                        f"{path}, line {reader.line_num}: step {row.get('step')!r} with {column} {row[column]!r}; expected "
-                        "numbers, the file is damaged"
+                        f"{path}, line {reader.line_num}: step {row.get('step')!r} with {column} {row[column]!r}; "
+                        "expected numbers, the file is damaged"
                     ) from error
                 if math.isfinite(point[1]):
                     points[column].append(point)

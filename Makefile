@@ -1,0 +1,33 @@
+# Every target sets up what it needs: a .venv with the package and its extras.
+PYTHON ?= python3
+BIN := .venv/bin
+THREADS ?= 1
+
+.PHONY: demo test test-slow check recipes-image clean
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: .venv/ready  ## a shortened image recipe: data, training, numbers, report
+	$(BIN)/python recipes/image/run.py --demo --output runs/demo
+
+check: .venv/ready  ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/typed && $(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/typed .
+	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p mmpt
+
+test: check  ## everything that CI runs
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest -m 'not slow'
+
+test-slow: .venv/ready  ## checks that take minutes
+	$(BIN)/pytest -m slow
+
+recipes-image: .venv/ready  ## the full image recipe, about 25 minutes on 2 cores
+	$(BIN)/python recipes/image/run.py --output runs/image
+
+clean:
+	rm -rf .venv build runs *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,1 +1,0 @@
-"""The image recipe: emoji pictures and names, held-out art style."""
