@@ -36,9 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         if arguments and arguments[0] in TRAINER_COMMANDS:
-            from mmpt.training import train
-
-            train(arguments)
+            _train(arguments)
             return 0
         options = _parser().parse_args(arguments)
         options.command(options)
@@ -109,6 +107,16 @@ def _model_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust", action="append", default=[], metavar="PACKAGE", help="allow the folder to name classes of PACKAGE"
     )
+
+
+def _train(arguments: list[str]) -> None:
+    from mmpt.report import build_report
+    from mmpt.training import train
+
+    finished = train(arguments)
+    if arguments[0] == "fit":
+        print(f"model   {finished.run_folder / 'model'}")
+        print(f"report  {build_report(finished.run_folder)}")
 
 
 def _recipes(options: argparse.Namespace) -> None:

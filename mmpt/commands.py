@@ -75,7 +75,7 @@ def zero_shot_metrics(
     names = [name for source in data.sources.values() for name in source.label_names(label)]
     if not names:
         raise DataError(f"the data names no values of the label {label!r}, so there is nothing to choose from")
-    samples, labels = embed_split(model, data, split, (modality,))[::2]
+    samples, labels = embed_split(model, data, split, (modality,))
     prompts = model.embed(TEXT, [t.format(name) for name in names for t in templates])
     classes = ensemble(prompts.unflatten(0, (len(names), len(templates))))
     return zero_shot(samples, classes, _label(labels, label)).metrics(f"zero_shot/{label}")
@@ -91,8 +91,8 @@ def probe_metrics(
     k: int = 5,
 ) -> dict[str, float]:
     """Classify embeddings of `split` by logistic regression or nearest neighbours fitted on the training split."""
-    train_x, train_labels = embed_split(model, data, "train", (modality,))[::2]
-    test_x, test_labels = embed_split(model, data, split, (modality,))[::2]
+    train_x, train_labels = embed_split(model, data, "train", (modality,))
+    test_x, test_labels = embed_split(model, data, split, (modality,))
     train_y, test_y = _label(train_labels, label), _label(test_labels, label)
     if neighbours:
         return nearest(train_x, train_y, test_x, test_y, k).metrics(f"knn/{label}")

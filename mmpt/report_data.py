@@ -120,7 +120,7 @@ def columns_of(rows: list[MetricRow]) -> list[str]:
 def number(value: float) -> str:
     """A number for people: three decimals for shares, fewer for large values, whole numbers whole."""
     if math.isnan(value):
-        return "not a number"
+        return "NaN"
     if math.isinf(value):
         return "∞" if value > 0 else f"{MINUS}∞"
     size = abs(value)
@@ -133,7 +133,7 @@ def number(value: float) -> str:
     elif size >= 0.001 or size == 0:
         text = f"{value:.3f}"
     else:
-        text = f"{value:.1e}"
+        text = f"{value:.2g}"
     return text.replace("-", MINUS)
 
 

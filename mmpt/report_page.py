@@ -9,6 +9,7 @@ import base64
 import html
 import io
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable
 from datetime import timedelta
@@ -102,6 +103,8 @@ def _facts(run: Run) -> Markup:
     facts = {name: value for name, value in run.facts.items() if name != "title"}
     if not facts:
         return _absent("run.json does not say what was trained on what.")
+    if "seconds" in facts:
+        facts["duration"] = str(timedelta(seconds=round(facts.pop("seconds"))))
     rows = [element("div", element("dt", name), element("dd", _fact(name, value))) for name, value in facts.items()]
     return element("dl", *rows, class_="facts")
 
@@ -117,14 +120,8 @@ def _fact(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int | float):
-        if name == "seconds":
-            return str(timedelta(seconds=round(value)))
-        return str(value) if name.endswith("seed") else _plain(value)
+        return number(value) if isinstance(value, int) and value >= 10_000 and "seed" not in name else str(value)
     return str(value)
-
-
-def _plain(value: float) -> str:
-    return number(value) if isinstance(value, int) and abs(value) >= 10_000 else str(value)
 
 
 def _metrics(run: Run) -> Markup:
@@ -143,7 +140,7 @@ def _metric_table(group: str, rows: list[MetricRow]) -> Markup:
     body = []
     for row in rows:
         name = row.name.removeprefix(f"{group}/") if group else row.name
-        cells = [element("th", name, " ↓" if row.lower_is_better else "", scope="row")]
+        cells = [element("th", _breakable(name), " ↓" if row.lower_is_better else "", scope="row")]
         cells.append(_value(row.value, row.best if row.baselines else math.nan, "own"))
         for suffix in suffixes:
             cells.append(_value(row.baselines[suffix], row.best) if suffix in row.baselines else element("td", MISSING))
@@ -152,6 +149,11 @@ def _metric_table(group: str, rows: list[MetricRow]) -> Markup:
         body.append(element("tr", *cells))
     caption = element("caption", group) if group else Markup("")
     return _scrolling(element("table", caption, element("thead", head), element("tbody", *body), class_="numbers"))
+
+
+def _breakable(name: str) -> Markup:
+    """A name that a narrow screen may break behind its separators, and not within `R@1`."""
+    return Markup(re.sub("([/_])", r"\1<wbr>", html.escape(name)))
 
 
 def _value(value: float, best: float, class_: str | None = None) -> Markup:
@@ -286,8 +288,11 @@ def _model(run: Run) -> Markup:
     if not run.model_files:
         return _absent("No model was saved in model/.")
     sizes = {**run.model_files, "together": sum(run.model_files.values())}
-    rows = [element("tr", element("th", name, scope="row"), element("td", _size(size))) for name, size in sizes.items()]
-    return _scrolling(element("table", element("tbody", *rows), class_="numbers narrow"))
+    rows = [
+        element("tr", element("th", _breakable(name), scope="row"), element("td", _size(size)))
+        for name, size in sizes.items()
+    ]
+    return _scrolling(element("table", element("tbody", *rows), class_="numbers"))
 
 
 def _size(count: float) -> str:

@@ -39,7 +39,9 @@ dd b { font-weight: 600; }
 
 .scroll { overflow-x: auto; margin-bottom: 1.6rem; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; }
-.narrow { width: auto; min-width: 22rem; }
+.numbers { width: auto; }
+.numbers tbody th { width: 15rem; min-width: 9rem; }
+.numbers td { min-width: 6.2rem; }
 caption { text-align: left; font-weight: 600; padding-bottom: .35rem; }
 th, td { text-align: left; vertical-align: top; padding: .42rem .9rem .42rem 0; border-bottom: 1px solid var(--line); }
 thead th { color: var(--soft); font-weight: 500; font-size: .82rem; white-space: nowrap; }
@@ -60,7 +62,8 @@ figcaption { font-size: .92rem; margin-bottom: .3rem; }
 .legend i { font-style: normal; }
 
 .example {
-  display: grid; grid-template-columns: 8.5rem 1fr; gap: 1.2rem; padding: 1rem 0; border-bottom: 1px solid var(--line);
+  display: grid; grid-template-columns: 7.5rem 1fr; gap: 1.2rem; padding: 1rem 0; border-bottom: 1px solid var(--line);
+  align-items: center;
 }
 .example:last-child { border-bottom: 0; }
 .query, .example li { display: flex; flex-direction: column; gap: .35rem; overflow-wrap: anywhere; }
@@ -89,6 +92,10 @@ pre {
 
 @media (max-width: 36rem) {
   main { padding: 1.5rem 1rem 3rem; }
+  .facts { grid-template-columns: repeat(2, 1fr); gap: .8rem 1.2rem; }
+  .numbers tbody th { min-width: 7.5rem; }
+  .numbers td { min-width: 0; }
+  .numbers td, .numbers thead th:not(:first-child) { padding: .42rem .3rem .42rem .45rem; }
   .example { grid-template-columns: 1fr; }
   .query { flex-direction: row; align-items: center; }
   .query img { width: 5.5rem; flex: none; }

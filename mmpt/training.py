@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,8 +58,8 @@ class TrainingCLI(LightningCLI):
         config = self._get(self.config_init, "trainer", default={})
         if config.get("logger") is None:
             kwargs["logger"] = [
-                CSVLogger(str(run), name="logs", version=""),
-                TensorBoardLogger(str(run), name="logs", version=""),
+                CSVLogger(str(run), name="logs"),  # a new version_N for each start, so that a resumed run keeps both
+                TensorBoardLogger(str(run), name="logs"),
             ]
         callbacks: list[L.Callback] = [RunFolder(run), PredictionWriter(run)]
         if config.get("enable_progress_bar") is not False:
@@ -80,6 +82,7 @@ def train(arguments: Sequence[str]) -> TrainingCLI:
     Returns:
         The finished command line with `trainer`, `model`, `datamodule` and `run_folder`.
     """
+    _quiet()
     return TrainingCLI(
         model_class=L.LightningModule,
         datamodule_class=MultimodalData,
@@ -91,3 +94,16 @@ def train(arguments: Sequence[str]) -> TrainingCLI:
         parser_kwargs={"parser_mode": "yaml"},
         args=list(arguments),
     )
+
+
+def _quiet() -> None:
+    """Leave out Lightning's advertisements and remarks that tell a user of a recipe nothing."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for remark in (
+        r".*isinstance\(treespec.*",
+        ".*smaller than the logging interval.*",
+        ".*does not have many workers.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*infer the batch indices.*",
+    ):
+        warnings.filterwarnings("ignore", message=remark)
