@@ -42,11 +42,12 @@ class Batch:
 
 
 class Key(NamedTuple):
-    """What a sampler asks for: a sample of a source, and the seed of the batch that it is for."""
+    """What a sampler asks for: a sample of a source, the seed of the batch that it is for, and which view of it."""
 
     source: str
     index: int
     seed: int
+    view: int = 0
 
 
 class BatchDataset(Dataset[Batch]):
@@ -83,7 +84,7 @@ class BatchDataset(Dataset[Batch]):
         skipped: list[dict[str, Any]] = []
         for key in keys:
             # A source that chooses at random (one of several captions) does so from the batch's seed and the index.
-            with seeded(key.seed + 7919 * (key.index + 1)):
+            with seeded(hash_seed(key.seed, key.index, key.view)):
                 try:
                     samples.append(self.parts[source][key.index])
                 except SampleError as error:
@@ -126,9 +127,10 @@ class MixtureSampler(Sampler[list[Key]]):
 
     Args:
         sizes: source name -> number of samples.
-        batch_size: samples in a batch of one process.
+        batch_size: rows in a batch of one process, views included.
         shuffle: in another order each epoch, from `seed` and the epoch; else in order.
         seed: of the order and of every batch's augmentation.
+        views: how often each sample stands in its batch, every time read and augmented anew.
         weights: source name -> relative frequency.
         drop_last: leave out a source's last, smaller batch.
         rank: of this process.
@@ -143,12 +145,14 @@ class MixtureSampler(Sampler[list[Key]]):
         *,
         shuffle: bool,
         seed: int = 0,
+        views: int = 1,
         weights: Mapping[str, float] | None = None,
         drop_last: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.sizes, self.batch_size, self.shuffle, self.seed = dict(sizes), batch_size, shuffle, seed
+        self.sizes, self.batch_size, self.shuffle, self.seed = dict(sizes), batch_size // views, shuffle, seed
+        self.views = views
         self.weights, self.drop_last, self.rank, self.world_size = weights, drop_last, rank, world_size
         self.epoch = 0
         self.start = 0
@@ -182,7 +186,7 @@ class MixtureSampler(Sampler[list[Key]]):
             if number < self.start:
                 continue
             seed = hash_seed(self.seed, self.epoch, self.rank, number)
-            yield [Key(source, index, seed) for index in indices]
+            yield [Key(source, index, seed, view) for view in range(self.views) for index in indices]
 
     def _plan(self) -> list[tuple[str, list[int]]]:
         """The batches of all processes in this epoch."""

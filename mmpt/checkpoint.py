@@ -45,7 +45,7 @@ def from_pretrained(folder: Path, trust: Sequence[str] = ()) -> MultimodalModel:
             )
     try:
         config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{folder / CONFIG} is not readable YAML: {error}") from error
     if not isinstance(config, dict) or "class_path" not in config:
         raise CheckpointError(f"{folder / CONFIG} does not describe a model: it has no class_path")

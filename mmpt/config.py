@@ -36,10 +36,13 @@ class Configurable:
         def recording_init(self: Configurable, *args: Any, **kwargs: Any) -> None:
             if type(self).__init__ is recording_init:  # the outermost constructor, not one reached through super()
                 bound = signature.bind(self, *args, **kwargs)
+                bound.apply_defaults()  # a saved model must not change its meaning when a default changes later
                 arguments = dict(list(bound.arguments.items())[1:])
                 for name, parameter in signature.parameters.items():
                     if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-                        arguments.update(arguments.pop(name, {}))
+                        arguments.update(arguments.pop(name))
+                    elif parameter.kind is inspect.Parameter.VAR_POSITIONAL and arguments.pop(name):
+                        raise ConfigError(f"{type(self).__name__} takes *{name}; pass these arguments by name")
                 object.__setattr__(self, "_init_args", arguments)
             original(self, *args, **kwargs)
 
@@ -53,10 +56,21 @@ class Configurable:
                 in the configuration by paths that begin with `${folder}`.
         """
         cls = type(self)
+        arguments = self.__dict__.get("_init_args", {})
+        if "_init_args" not in self.__dict__ and _takes_arguments(cls):
+            raise ConfigError(
+                f"the arguments of {cls.__name__} were not recorded, as its __init__ is not written in its class body "
+                "(a dataclass has a generated one); write the __init__ out"
+            )
         return {
             "class_path": f"{cls.__module__}.{cls.__qualname__}",
-            "init_args": {name: to_config(value, folder) for name, value in getattr(self, "_init_args", {}).items()},
+            "init_args": {name: to_config(value, folder) for name, value in arguments.items()},
         }
+
+
+def _takes_arguments(cls: type) -> bool:
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return any(parameter.kind not in variadic for parameter in inspect.signature(cls).parameters.values())
 
 
 def to_config(value: Any, folder: Path | None = None) -> Any:
@@ -67,8 +81,11 @@ def to_config(value: Any, folder: Path | None = None) -> Any:
     """
     if isinstance(value, Configurable):
         return value.config(folder)
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or isinstance(value, bool):
         return value
+    for plain in (int, float, str):
+        if isinstance(value, plain):
+            return plain(value)  # numpy's float64 and string enumerations are subclasses that YAML can't write
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, Mapping):
@@ -113,7 +130,7 @@ def packages(config: Any) -> set[str]:
 
 
 def _build(config: Mapping[str, Any], folder: Path | None, trust: Sequence[str]) -> Any:
-    path = config["class_path"]
+    path = str(config["class_path"])
     allowed = ("mmpt", *trust)
     if not any(path.startswith(f"{prefix}.") for prefix in allowed):
         raise UntrustedClassError(

@@ -22,6 +22,8 @@ class MultimodalData(L.LightningDataModule):
         path: the user's own data in place of a source's default; with several sources a mapping from name to path.
         batch_size: samples in a training batch of one process.
         eval_batch_size: samples in a batch of validation, test and prediction; None is `batch_size`.
+        views: how often each sample stands in its training batch, every time read and augmented anew: for sources that
+            draw among several pictures or texts of one thing, and heads that pull them together.
         weights: name -> how often a training batch comes from this source, relative to the others; None: each source's
             batches come once in an epoch.
         num_workers: processes that prepare batches; 0 prepares them in the training process.
@@ -40,6 +42,7 @@ class MultimodalData(L.LightningDataModule):
         path: str | dict[str, str] | None = None,
         batch_size: int = 64,
         eval_batch_size: int | None = None,
+        views: int = 1,
         weights: dict[str, float] | None = None,
         num_workers: int = 0,
         seed: int = 0,
@@ -51,9 +54,12 @@ class MultimodalData(L.LightningDataModule):
             raise ConfigError("MultimodalData needs at least one source")
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
+        if views < 1 or batch_size % views:
+            raise ConfigError(f"batch_size is {batch_size} and views is {views}; a batch must hold whole samples")
         _check_names("weights", weights, sources)
         self.sources = sources
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        self.views = views
         self.weights, self.num_workers, self.seed = weights, num_workers, seed
         self.on_error, self.drop_last = on_error, drop_last
         self._processors: dict[str, Processor] | None = None
@@ -110,9 +116,10 @@ class MultimodalData(L.LightningDataModule):
         world_size = trainer.world_size if trainer is not None else 1
         sampler = MixtureSampler(
             sizes,
-            min(self.batch_size, max(1, sum(sizes.values()) // world_size)) if training else self.eval_batch_size,
+            self._fitting_batch(sum(sizes.values()) // world_size) if training else self.eval_batch_size,
             shuffle=training,
             seed=self.seed,
+            views=self.views if training else 1,
             weights=self.weights if training else None,
             drop_last=training and self.drop_last,
             rank=trainer.global_rank if trainer is not None else 0,
@@ -131,6 +138,10 @@ class MultimodalData(L.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0 and training,
         )
+
+    def _fitting_batch(self, samples: int) -> int:
+        """The batch size, or all samples in one batch where there are fewer: small data trains too."""
+        return min(self.batch_size, max(1, samples) * self.views)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled, augmented batches of the training split."""
@@ -180,6 +191,7 @@ class MultimodalData(L.LightningDataModule):
     def _setting(self) -> dict[str, Any]:
         return {
             "batch_size": self.batch_size,
+            "views": self.views,
             "seed": self.seed,
             "sources": sorted(self.sources),
             "world_size": self.trainer.world_size if self.trainer is not None else 1,

@@ -42,6 +42,20 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         raise
 
 
+def write_cache(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """`write_atomically` for a path below `cache_folder`.
+
+    Raises:
+        DataError: the cache can't be written.
+    """
+    try:
+        write_atomically(path, write)
+    except OSError as error:
+        raise DataError(
+            f"the cache {path.parent} can't be written ({error}); set MMPT_CACHE to a folder that can"
+        ) from error
+
+
 def contained(folder: Path, name: str) -> Path:
     """The path that a file of a dataset names, which must stay within the dataset's folder.
 
@@ -223,7 +237,7 @@ def index_tar(path: Path) -> list[Member]:
     key = f"{path.resolve()}\0{state.st_size}\0{state.st_mtime_ns}"
     kept = cache_folder() / "tar" / f"{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.json"
     if kept.is_file():
-        return [Member(*entry) for entry in json.loads(kept.read_text())]
+        return [Member(*entry) for entry in json.loads(kept.read_bytes())]
     try:
         with tarfile.open(path, "r:") as archive:
             members = [Member(m.name, m.offset_data, m.size) for m in archive if m.isreg() and not m.issparse()]
@@ -231,7 +245,7 @@ def index_tar(path: Path) -> list[Member]:
         raise DataError(f"{path} can't be read as an uncompressed tar archive: {error}") from error
     if any(member.offset + member.size > state.st_size for member in members):
         raise DataError(f"{path} is cut short: {members[-1].name} ends behind the end of the archive")
-    write_atomically(kept, lambda file: file.write(json.dumps(members).encode()))
+    write_cache(kept, lambda file: file.write(json.dumps(members).encode()))
     return members
 
 

@@ -420,6 +420,10 @@ class _Given(nn.Module):
     def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> BaseModelOutputWithPastAndCrossAttentions:
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=inputs_embeds)
 
+    @property
+    def decoder(self) -> _Given:
+        return self  # OPT asks its body's decoder
+
 
 def _split(model: PreTrainedModel) -> tuple[PreTrainedModel, nn.Module | None]:
     """The body, and the model with its body taken out (so that it computes the head only), or None without a head."""

@@ -93,7 +93,8 @@ class Exact(MaskingPolicy):
         """See `MaskingPolicy`."""
         noise = torch.rand(units.shape, device=units.device, generator=generator).masked_fill(~units, 2.0)
         rank = noise.argsort(1).argsort(1)  # (batch, length): place of each unit in a random order of its row
-        chosen = (self.rate * units.sum(1, keepdim=True)).round()
+        # in double precision, like `hidden` below: in single precision 0.35 * 90 is on the other side of a half
+        chosen = (self.rate * units.sum(1, keepdim=True).double()).round()
         hidden = (self.mask * chosen).round()
         replaced = torch.minimum((self.random * chosen).round(), chosen - hidden)
         predicted = rank < chosen
@@ -127,27 +128,27 @@ class Span(MaskingPolicy):
         if mean_length < 1 or max_length < 1:
             raise ConfigError(f"mean_length={mean_length} and max_length={max_length} must be at least 1")
         self.mean_length, self.max_length = mean_length, max_length
-        lengths = torch.arange(1, max_length + 1, dtype=torch.float64)
-        share = 1 / mean_length
-        # probability that a run covers at least k units, k = 1..max_length
-        self._survival = ((1 - share) ** (lengths - 1)).tolist()
+        # probability that a run covers more than k units, k = 0..max_length - 1
+        self._survival = [(1 - 1 / mean_length) ** k for k in range(max_length)]
 
     def __call__(
         self, units: Tensor, groups: Tensor | None = None, limit: int | None = None, generator: Generator | None = None
     ) -> Corruption:
         """See `MaskingPolicy`."""
-        shape, device = units.shape, units.device
+        # Runs may begin before the row, so that its first units are covered as often as all others.
+        before, device = self.max_length - 1, units.device
+        shape = (len(units), before + units.shape[1])
         start, size, fate = (torch.rand(shape, device=device, generator=generator) for _ in range(3))
         survival = torch.tensor(self._survival, device=device)
-        lengths = (size.unsqueeze(-1) < survival).sum(-1)  # (batch, length), 1..max_length
+        lengths = (size.unsqueeze(-1) < survival).sum(-1)  # (batch, before + length), 1..max_length
         starts = start < self._start_probability()
         positions = torch.arange(shape[1], device=device).expand(shape)
         end = torch.where(starts, positions + lengths, torch.zeros_like(positions)).cummax(1)
-        predicted = units & (end.values > positions)
-        return Corruption(self._actions(predicted, fate.gather(1, end.indices)), predicted)
+        predicted = units & (end.values > positions)[:, before:]
+        return Corruption(self._actions(predicted, fate.gather(1, end.indices)[:, before:]), predicted)
 
     def _start_probability(self) -> float:
-        """The start probability at which a unit far from the beginning is covered with probability `rate`."""
+        """The start probability at which a unit is covered with probability `rate`."""
         low, high = 0.0, 1.0
         for _ in range(50):
             middle = (low + high) / 2

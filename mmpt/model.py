@@ -68,6 +68,7 @@ class MultimodalModel(nn.Module, Configurable):
         modalities: name -> modality, besides "text".
         embed_dim: width of the joint embedding space.
         text_pooling: how a text becomes one vector.
+        text_attention: of the text encoder; "causal" goes with pooling "last" (CLIP).
         fusion: how another modality's tokens reach the text transformer: in front of the text ("prefix"), or as the
             keys and values of its cross-attention layers ("cross_attention").
 
@@ -81,6 +82,7 @@ class MultimodalModel(nn.Module, Configurable):
         modalities: dict[str, Modality] | None = None,
         embed_dim: int = 256,
         text_pooling: Pooling = "first",
+        text_attention: Literal["bidirectional", "causal"] = "bidirectional",
         fusion: Literal["prefix", "cross_attention"] = "prefix",
     ) -> None:
         super().__init__()
@@ -88,7 +90,7 @@ class MultimodalModel(nn.Module, Configurable):
             raise ConfigError('modalities must not name "text"; the `text` argument is that modality')
         self.fusion = fusion
         self.embed_dim = embed_dim
-        self.modalities = nn.ModuleDict({TEXT: Modality(TextEncoder(text), pooling=text_pooling)})
+        self.modalities = nn.ModuleDict({TEXT: Modality(TextEncoder(text, text_attention), pooling=text_pooling)})
         for name, modality in (modalities or {}).items():
             _join(name, modality, text)
             self.modalities[name] = modality

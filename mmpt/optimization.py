@@ -42,7 +42,7 @@ def interpolate(points: float | Iterable[tuple[int, float]], step: int) -> float
     """A constant, or the value at `step` of the line through (step, value) points; flat outside them."""
     if isinstance(points, int | float):
         return float(points)
-    ordered = sorted((int(at), float(value)) for at, value in points)
+    ordered = sorted(((int(at), float(value)) for at, value in points), key=lambda point: point[0])
     before = ordered[0]
     for after in ordered:
         if step <= after[0]:

@@ -31,6 +31,7 @@ class Pretraining(L.LightningModule):
         lr: peak learning rate of AdamW.
         weight_decay: on weight matrices; norms, biases, embeddings and temperatures have none.
         betas: of AdamW.
+        eps: of AdamW.
         warmup_steps: linear warm-up; then a cosine to zero at the last step.
         total_steps: length of the schedule; None is the length of the run, from the trainer's max_steps or max_epochs.
 
@@ -46,6 +47,7 @@ class Pretraining(L.LightningModule):
         lr: float = 1e-3,
         weight_decay: float = 0.05,
         betas: tuple[float, float] = (0.9, 0.98),
+        eps: float = 1e-8,
         warmup_steps: int = 100,
         total_steps: int | None = None,
     ) -> None:
@@ -63,7 +65,7 @@ class Pretraining(L.LightningModule):
                 raise ConfigError(f"head {name!r} ({type(head).__name__}): {error}") from error
         self.heads = nn.ModuleDict(heads)
         self.weights: dict[str, Any] = dict.fromkeys(heads, 1.0) | (weights or {})
-        self.lr, self.weight_decay, self.betas = lr, weight_decay, betas
+        self.lr, self.weight_decay, self.betas, self.eps = lr, weight_decay, betas, eps
         self.warmup_steps, self.total_steps = warmup_steps, total_steps
 
     def on_fit_start(self) -> None:
@@ -136,7 +138,7 @@ class Pretraining(L.LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW with warm-up and cosine for each step."""
         optimizer = torch.optim.AdamW(
-            parameter_groups(self, self.weight_decay), lr=self.lr, betas=self.betas, fused=True
+            parameter_groups(self, self.weight_decay), lr=self.lr, betas=self.betas, eps=self.eps, fused=True
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

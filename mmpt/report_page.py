@@ -16,7 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from mmpt.report_data import MISSING, HeadCurves, MetricRow, Run, columns_of, metric_groups, number
 from mmpt.report_plots import TRAIN, VALIDATION, loss_figure, map_figure
@@ -246,7 +246,7 @@ def _thumbnail(folder: Path, name: str, description: str) -> Markup:
     try:
         with Image.open(path) as image:
             picture = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return _absent(f"{name} can't be read")
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
@@ -261,7 +261,9 @@ def _map(run: Run) -> Markup:
     if run.map is None or not len(run.map.points):
         return _absent("No map of embeddings was made.")
     svg, legend = map_figure(run.map)
-    caption = element("figcaption", element("div", *(_key(*row) for row in legend), class_="legend"))
+    caption = element(
+        "figcaption", *(element("div", *(_key(*entry) for entry in line), class_="legend") for line in legend)
+    )
     return element("figure", _picture(svg, f"{len(run.map.points)} embeddings in the plane"), caption)
 
 
@@ -277,11 +279,9 @@ def _skipped(run: Run) -> Markup:
         element("tr", *(element("td", str(record.get(column, ""))) for column in columns))
         for record in run.skipped[:SKIPPED_SHOWN]
     ]
+    title = "which ones" if len(run.skipped) == len(rows) else f"the first {len(rows)}; skipped.jsonl lists all"
     table = _scrolling(element("table", element("thead", head), element("tbody", *rows)))
-    if len(run.skipped) <= SKIPPED_SHOWN:
-        return join([summary, table])
-    rest = element("p", f"The first {SKIPPED_SHOWN} are shown; skipped.jsonl lists all.", class_="note")
-    return join([summary, table, rest])
+    return join([summary, element("details", element("summary", title), table)])
 
 
 def _model(run: Run) -> Markup:

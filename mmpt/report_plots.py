@@ -37,7 +37,7 @@ MANY_POINTS = 1000
 RASTER_POINTS = 3000
 """A map of more points holds them as one picture instead of one shape each."""
 
-NAMED_POINTS = 24
+NAMED_POINTS = 20
 
 
 def loss_figure(curves: HeadCurves) -> str:
@@ -59,7 +59,7 @@ def _line(axes: Axes, curve: Curve) -> None:
     parts = np.array_split(np.arange(len(curve.steps)), min(MANY_POINTS, len(curve.steps)))
     steps = np.array([curve.steps[part].mean() for part in parts])
     values = np.array([curve.values[part].mean() for part in parts])
-    window = len(values) // 25
+    window = len(values) // 50
     if window < 2:
         marker = "." if len(values) < 10 else None
         axes.plot(steps, values, color=TRAIN, linewidth=1.6, marker=marker)
@@ -71,14 +71,15 @@ def _line(axes: Axes, curve: Curve) -> None:
     axes.plot(steps, smooth, color=TRAIN, linewidth=1.8)
 
 
-def map_figure(embeddings: Map) -> tuple[str, list[tuple[str, str, str]]]:
+def map_figure(embeddings: Map) -> tuple[str, list[list[tuple[str, str, str]]]]:
     """The map, and its legend.
 
     Up to twelve different labels are shown by colour, and the kind by the shape. With more labels the colour
     shows the kind, and some points, spread over the map, carry their names.
 
     Returns:
-        SVG; and rows (colour, sign, text) of the legend, colour "" where it is only about the shape.
+        SVG; and the lines of the legend, each of entries (colour, sign, text), colour "" where it is only about the
+        shape.
     """
     names = list(Counter(embeddings.labels))
     kinds = list(Counter(embeddings.kinds))
@@ -87,18 +88,19 @@ def map_figure(embeddings: Map) -> tuple[str, list[tuple[str, str, str]]]:
     colour_of = {group: COLOURS[i % len(COLOURS)] for i, group in enumerate(groups)}
     marker_of = {kind: i % len(MARKERS) for i, kind in enumerate(kinds)}
 
-    figure, axes = _figure(7.2, 5.4)
+    finite = np.isfinite(embeddings.points).all(1)
+    width, height = np.ptp(embeddings.points[finite], axis=0) if finite.any() else (1.0, 1.0)
+    figure, axes = _figure(7.2, float(np.clip(7.2 * height / max(width, 1e-12), 3.0, 6.0)))
     group_n = np.array(embeddings.labels if by_label else embeddings.kinds, dtype=object)
     kind_n = np.array(embeddings.kinds, dtype=object)
     count = len(embeddings.points)
-    finite = np.isfinite(embeddings.points).all(1)
     for group in groups:
         for kind in kinds:
             chosen = embeddings.points[(group_n == group) & (kind_n == kind) & finite]
             axes.scatter(
                 chosen[:, 0],
                 chosen[:, 1],
-                s=float(np.clip(6000 / max(count, 1), 4, 36)),
+                s=float(np.clip(8000 / max(count, 1), 6, 40)),
                 color=colour_of[group],
                 marker=MARKERS[marker_of[kind]],
                 alpha=0.75,
@@ -107,17 +109,17 @@ def map_figure(embeddings: Map) -> tuple[str, list[tuple[str, str, str]]]:
             )
     if not by_label:
         _name_some(axes, embeddings, finite)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.margins(0.06)
+    axes.set_axis_off()
+    axes.margins(0.05)
+    axes.set_aspect("equal", "datalim")
 
     signs = [SIGNS[marker_of[kind]] for kind in kinds]
     if not by_label:
-        return _svg(figure), [(colour_of[kind], sign, kind) for kind, sign in zip(kinds, signs, strict=True)]
-    legend = [(colour_of[name], "●" if len(kinds) > 1 else signs[0], name) for name in names]
-    if len(kinds) > 1:
-        legend += [("", sign, kind) for kind, sign in zip(kinds, signs, strict=True)]
-    return _svg(figure), legend
+        return _svg(figure), [[(colour_of[kind], sign, kind) for kind, sign in zip(kinds, signs, strict=True)]]
+    return _svg(figure), [
+        [(colour_of[name], "●" if len(kinds) > 1 else signs[0], name) for name in names],
+        [("", sign, kind) for kind, sign in zip(kinds, signs, strict=True)] if len(kinds) > 1 else [],
+    ]
 
 
 def _name_some(axes: Axes, embeddings: Map, finite: np.ndarray) -> None:
@@ -126,8 +128,8 @@ def _name_some(axes: Axes, embeddings: Map, finite: np.ndarray) -> None:
     if len(candidates) == 0:
         return
     points = embeddings.points[candidates]
-    spread = np.ptp(points, axis=0)
-    points = points / np.where(spread > 0, spread, 1.0)
+    middle = (points[:, 0].min() + points[:, 0].max()) / 2
+    points = points * (1.0, 4.0)  # names are wide and low, so they may be closer one above the other
     distance = np.full(len(points), np.inf)
     chosen, named = 0, set()
     for _ in range(min(NAMED_POINTS, len(points))):
@@ -136,15 +138,18 @@ def _name_some(axes: Axes, embeddings: Map, finite: np.ndarray) -> None:
         label = "".join(c for c in embeddings.labels[index] if c.isprintable())
         if label not in named:
             named.add(label)
-            axes.annotate(
+            leftwards = embeddings.points[index, 0] > middle
+            note = axes.annotate(
                 label if len(label) <= 28 else f"{label[:27]}…",
                 embeddings.points[index],
-                xytext=(4, 4),
+                xytext=(-3 if leftwards else 3, 3),
                 textcoords="offset points",
+                ha="right" if leftwards else "left",
                 fontsize=8,
                 color=INK,
                 parse_math=False,
             )
+            note.set_in_layout(False)  # else the map would shrink to make room for the names
         chosen = int(distance.argmax())
 
 

@@ -403,12 +403,19 @@ class TextEncoder(Encoder):
 
     Args:
         text: the shared text transformer.
+        attention: what a token of a text sees; "causal" for text towers that pool the last token (CLIP).
         too_long: what happens to texts longer than `text.max_length`; see `TextProcessor`.
     """
 
-    def __init__(self, text: TextBackbone, too_long: Literal["truncate", "error"] = "truncate") -> None:
+    def __init__(
+        self,
+        text: TextBackbone,
+        attention: Literal["bidirectional", "causal"] = "bidirectional",
+        too_long: Literal["truncate", "error"] = "truncate",
+    ) -> None:
         super().__init__()
         self.text = text
+        self.attention: Attention = attention
         self.width = text.width
         self.processor = TextProcessor(text.tokenizer, text.max_length, too_long)
 
@@ -421,7 +428,7 @@ class TextEncoder(Encoder):
         ids = inputs["ids"]
         if corruption is not None:
             ids = self._corrupt(ids, corruption)
-        return self.text(self.text.embed(ids, inputs["mask"]))
+        return self.text(self.text.embed(ids, inputs["mask"]), attention=self.attention)
 
     def units(self, inputs: Inputs) -> Tensor:
         """Real tokens that are not special: bool (batch, length)."""

@@ -41,7 +41,10 @@ class Temperature(nn.Module):
 
     def forward(self) -> Tensor:
         """The scale, a scalar."""
-        return self.logit_scale.clamp(max=self.max_log).exp()
+        # The parameter itself is bounded: behind a clamp it would have no gradient and could never come back.
+        with torch.no_grad():
+            self.logit_scale.clamp_(max=self.max_log)
+        return self.logit_scale.exp()
 
 
 class ContrastiveHead(Head):
@@ -83,8 +86,8 @@ class ContrastiveHead(Head):
         a = features.embedding(first)
         b = features.embedding(second, view=1 if first == second else 0)
         groups = features.label("group")
-        all_groups = None if groups is None else gather(groups)[0]
-        all_b, offset = gather(b)
+        all_groups = None if groups is None else _everyone(self, groups)[0]
+        all_b, offset = _everyone(self, b)
         result: ContrastiveResult
         if self.logit_bias is not None:
             result = sigmoid_contrastive(
@@ -105,7 +108,7 @@ class ContrastiveHead(Head):
                 self.temperature(),
                 groups=groups,
                 same_group=self.same_group,
-                all_a=gather(a)[0],
+                all_a=_everyone(self, a)[0],
                 all_b=all_b,
                 all_groups=all_groups,
                 offset=offset,
@@ -137,8 +140,16 @@ class GroupContrastiveHead(Head):
         groups = features.label("group")
         if groups is None:
             raise ConfigError("GroupContrastiveHead needs data with a `group` label; its source gives none")
-        all_a, offset = gather(a)
+        all_a, offset = _everyone(self, a)
         result = grouped_contrastive(
-            a, self.temperature(), groups, all_a=all_a, all_groups=gather(groups)[0], offset=offset
+            a, self.temperature(), groups, all_a=all_a, all_groups=_everyone(self, groups)[0], offset=offset
         )
         return HeadOutput(result.loss, {"accuracy": result.accuracy, "scale": self.temperature().detach()})
+
+
+def _everyone(head: Head, rows: Tensor) -> tuple[Tensor, int]:
+    """The rows of all processes and the place of the own ones; in evaluation the own rows alone.
+
+    Evaluation batches differ in size and number between processes, so that they can't wait for each other there.
+    """
+    return gather(rows) if head.training else (rows, 0)

@@ -1,0 +1,157 @@
+"""The command line, as a user meets it."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toy
+import torch
+import yaml
+
+from mmpt import MultimodalModel
+from mmpt.cli import main
+
+
+def mmpt(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A finished pretraining run of the toy configuration, made by `mmpt fit`."""
+    folder = tmp_path_factory.mktemp("cli")
+    config = toy.write(folder, toy.PRETRAIN, "pretrain.yaml")
+    assert mmpt("fit", "--config", config, "--output", folder / "run", "--trainer.max_epochs", 3) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def config(run) -> Path:
+    return run.parent / "pretrain.yaml"
+
+
+def test_fit_leaves_everything_that_the_documentation_lists(run):
+    for name in ("config.yaml", "checkpoints/last.ckpt", "model/config.yaml", "model/model.safetensors", "report.html"):
+        assert (run / name).is_file(), name
+    assert next(run.glob("logs/version_0/metrics.csv")).stat().st_size > 0
+    assert list(run.glob("logs/version_0/events.*"))
+    written = yaml.safe_load((run / "config.yaml").read_text())
+    assert written["trainer"]["max_epochs"] == 3
+    facts = json.loads((run / "run.json").read_text())
+    assert facts["steps"] == 12
+
+
+def test_the_written_configuration_repeats_the_run(run, tmp_path):
+    assert mmpt("fit", "--config", run / "config.yaml", "--output", tmp_path / "again") == 0
+    first, second = (MultimodalModel.from_pretrained(f / "model", trust=["shapes"]) for f in (run, tmp_path / "again"))
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("task", "metric"),
+    [
+        ("retrieval", "retrieval/points_to_text/R@1"),
+        ("zero-shot", "zero_shot/class/accuracy"),
+        ("linear-probe", "linear_probe/class/accuracy"),
+        ("knn", "knn/class/accuracy"),
+    ],
+)
+def test_evaluate_writes_numbers_beside_a_baseline(run, config, tmp_path, task, metric):
+    out = tmp_path / "numbers.json"
+    options = ["--model", run / "model", "--config", config, "--trust", "shapes", "--output", out]
+    assert mmpt("evaluate", task, *options) == 0
+    numbers = json.loads(out.read_text())
+    assert 0 <= numbers[metric] <= 1
+    assert any(name.startswith(metric + "_") for name in numbers)
+
+
+def test_embed_keeps_every_sample_in_order(run, config, tmp_path):
+    out = tmp_path / "z.npz"
+    options = ["--model", run / "model", "--config", config, "--trust", "shapes", "--input", "unused"]
+    assert mmpt("embed", "--modality", "points", *options, "--output", out) == 0
+    stored = np.load(out)
+    model = MultimodalModel.from_pretrained(run / "model", trust=["shapes"])
+    from shapes import PointsSource
+
+    samples = PointsSource().everything()
+    assert stored["names"].tolist() == [samples[i].name for i in range(len(samples))]
+    expected = model.embed("points", [samples[i].modalities["points"] for i in range(len(samples))])
+    np.testing.assert_allclose(stored["embeddings"], expected.numpy(), atol=1e-5)
+
+
+def test_export_gives_the_model_of_the_checkpoint(run, tmp_path):
+    assert mmpt("export", "--checkpoint", run / "checkpoints/last.ckpt", "--output", tmp_path / "exported") == 0
+    first, second = (
+        MultimodalModel.from_pretrained(f, trust=["shapes"]) for f in (run / "model", tmp_path / "exported")
+    )
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+
+
+def test_fine_tuning_starts_from_the_folder_and_predicts_from_its_own(run, tmp_path):
+    config = toy.write(tmp_path, toy.FINETUNE, "finetune.yaml")
+    tuned = tmp_path / "tuned"
+    assert mmpt("fit", "--config", config, "--model.pretrained", run / "model", "--output", tuned) == 0
+    again = tmp_path / "again"
+    assert mmpt("predict", "--config", config, "--model.pretrained", tuned / "model", "--output", again) == 0
+    lines = (again / "predictions.csv").read_text().splitlines()
+    assert lines[0] == "names,label,probability"
+    assert len(lines) == 1 + 16
+    assert {line.split(",")[1] for line in lines[1:]} <= {"circle", "line", "spiral", "zigzag"}
+
+
+def test_test_command_computes_the_losses(run, config, capsys):
+    assert mmpt("test", "--config", config, "--output", run.parent / "tested") == 0
+    assert "test/contrastive/loss" in capsys.readouterr().out
+
+
+def test_foreign_classes_need_trust(run, config, capsys):
+    assert mmpt("evaluate", "knn", "--model", run / "model", "--config", config) == 2
+    assert "trust" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["evaluate", "knn", "--model", "nowhere", "--config", "x.yaml"], "config.yaml"),
+        (["export", "--checkpoint", "nowhere.ckpt", "--output", "y"], "RUN/checkpoints"),
+        (["report", "nowhere"], "nowhere"),
+        (["recipes", "copy", "smell", "y"], "image"),
+    ],
+)
+def test_mistakes_are_explained_without_a_traceback(arguments, hint, capsys):
+    assert mmpt(*arguments) == 2
+    error = capsys.readouterr().err
+    assert hint in error
+    assert "Traceback" not in error
+
+
+def test_accumulation_with_a_contrastive_head_is_refused_before_the_first_step(run, config, tmp_path, capsys):
+    options = ["--config", config, "--output", tmp_path / "r", "--trainer.accumulate_grad_batches", 2]
+    assert mmpt("fit", *options) == 2
+    assert "batch_size" in capsys.readouterr().err
+
+
+def test_recipes_are_listed_and_copied(tmp_path, capsys):
+    assert mmpt("recipes") == 0
+    assert "image" in capsys.readouterr().out
+    assert mmpt("recipes", "copy", "image", tmp_path / "mine") == 0
+    assert {"pretrain.yaml", "finetune.yaml", "paper.yaml", "run.py"} <= {p.name for p in (tmp_path / "mine").iterdir()}
+    assert mmpt("recipes", "copy", "image", tmp_path / "mine") == 2
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["recipes"]])
+def test_help_and_lists_come_within_a_second_and_without_torch(arguments):
+    code = f"import sys; from mmpt.cli import main\ntry:\n    main({arguments!r})\nexcept SystemExit:\n    pass\nassert 'torch' not in sys.modules"
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=os.environ)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 1.0

@@ -1,0 +1,89 @@
+"""Packing: every real token once, and nothing changes but the work."""
+
+import math
+
+import pytest
+import torch
+
+from mmpt.errors import ConfigError
+from mmpt.packing import pack, plan
+from mmpt.tokens import Tokens
+from test_transformer import batch, build, everything, run
+
+LENGTHS = (9, 5, 4, 2, 0, 3)
+
+
+def test_first_fit_decreasing_of_a_worked_example():
+    assert plan([2, 5, 4, 7, 1, 3], 8) == [[3, 4], [1, 5], [2, 0]]
+
+
+def test_every_sequence_is_planned_once_and_no_row_overflows():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        lengths = torch.randint(0, 33, (50,), generator=generator).tolist()
+        rows = plan(lengths, 32)
+        assert sorted(n for row in rows for n in row) == [n for n, length in enumerate(lengths) if length]
+        assert all(sum(lengths[n] for n in row) <= 32 for row in rows)
+        assert len(rows) <= 11 / 9 * math.ceil(sum(lengths) / 32) + 2
+
+
+def test_a_sequence_longer_than_a_row_is_refused():
+    with pytest.raises(ConfigError, match="sequence 1 has 9 tokens and does not fit into rows of 8"):
+        plan([3, 9], 8)
+
+
+def test_each_real_token_appears_once_with_its_position_and_comes_back():
+    tokens = batch(*LENGTHS)
+    mask = tokens.mask.clone()
+    mask[0, 3] = False  # padding may stand anywhere
+    tokens = Tokens(tokens.values.masked_fill(~mask.unsqueeze(-1), math.nan), mask)
+    number = torch.arange(mask.numel()).view(mask.shape)
+    packed = pack(Tokens(tokens.values, mask), prefix=number % 2 == 0)
+    real = packed.tokens.mask
+    assert real.shape == (3, 8)  # 22 tokens, instead of 6 rows of 9
+    found = packed.segments[real] * 9 + packed.position_ids[real]
+    assert sorted(found.tolist()) == number[mask].tolist()
+    assert torch.equal(packed.tokens.values[real], tokens.values.flatten(0, 1)[found])
+    assert torch.equal(packed.prefix[real], found % 2 == 0)
+    assert (packed.segments[~real] == -1).all()
+    back = packed.unpack(packed.tokens.values)
+    assert torch.equal(back.mask, mask)
+    assert torch.equal(back.values, torch.where(mask.unsqueeze(-1), tokens.values, 0.0))
+
+
+def test_a_batch_without_any_token_packs_and_unpacks():
+    packed = pack(batch(0, 0, 1).rows(torch.tensor([0, 1])))
+    assert not packed.tokens.mask.any()
+    assert packed.unpack(packed.tokens.values).values.shape == (2, 1, 16)
+
+
+@everything
+@pytest.mark.parametrize("attention", ["bidirectional", "causal", "prefix"])
+def test_a_packed_transformer_equals_the_unpacked_one_in_outputs_and_gradients(positions, norm, attention):
+    tokens = batch(*LENGTHS)
+    weight = torch.randn(tokens.values.shape, generator=torch.Generator().manual_seed(2))
+    results = []
+    for packing in (False, True):
+        model = build(positions, norm, packing=packing)
+        values = tokens.values.masked_fill(~tokens.mask.unsqueeze(-1), math.nan).requires_grad_()
+        output = run(model, Tokens(values, tokens.mask), attention)[tokens.mask]
+        (output * weight[tokens.mask]).sum().backward()
+        gradients = [values.grad, *(p.grad for p in model.parameters() if p.grad is not None)]
+        results.append((output.detach(), gradients))
+    (plain, plain_gradients), (packed, packed_gradients) = results
+    torch.testing.assert_close(packed, plain, atol=1e-5, rtol=0)
+    assert len(packed_gradients) == len(plain_gradients)
+    for ours, theirs in zip(packed_gradients, plain_gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_packing_works_on_fewer_positions_and_leaves_a_batch_with_context_alone():
+    model = build(packing=True, cross_attention=True)
+    shapes = []
+    model.layers[0].register_forward_pre_hook(lambda _module, arguments: shapes.append(tuple(arguments[0].shape[:2])))
+    tokens, context = batch(*LENGTHS), batch(2, 2, 2, 2, 2, 2)
+    model(tokens)
+    with_context = model(tokens, context=context)
+    assert shapes == [(3, 9), (6, 9)]
+    model.packing = False
+    assert torch.equal(with_context.values, model(tokens, context=context).values)
