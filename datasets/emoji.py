@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from mmpt.datasets.emoji_art import Drawings, drawings, emoji_names
+from mmpt.datasets.emoji_art import Drawings, drawings, emoji_categories, emoji_names
 from mmpt.errors import ConfigError
+from mmpt.files import hash_fraction
 from mmpt.source import Examples, Sample, Source, Split
 
 TRAINING_STYLES: list[dict[str, float]] = [
@@ -91,6 +92,76 @@ class Emoji(Source):
         return list(texts)
 
 
+class EmojiCategories(Emoji):
+    """Emoji with the nine Unicode categories (animals, food, symbols, ...) as classes, for tuning with few labels.
+
+    The training split has `shots` emoji of each category, in every training family; the validation split as many others
+    in the validation style; the test split all the rest in the test style. No emoji is in two splits, and skin tones,
+    which would be near copies of each other, are in none. The label is `class`.
+
+    Args:
+        shots: emoji of each category for training.
+        size: height and width of the drawings.
+        seed: of the choice of emoji.
+        validation_style: see `Emoji`.
+        test_style: see `Emoji`.
+
+    Raises:
+        ConfigError: a number of shots below 1.
+    """
+
+    def __init__(
+        self,
+        shots: int = 10,
+        size: int = 72,
+        seed: int = 0,
+        validation_style: str = "noto_color",
+        test_style: str = "twemoji",
+    ) -> None:
+        super().__init__(size=size, validation_style=validation_style, test_style=test_style, alias_probability=0.0)
+        if shots < 1:
+            raise ConfigError(f"shots is {shots}; expected at least 1 emoji of each category")
+        self.shots = shots
+        self.seed = seed
+
+    def split(self, name: Split) -> Examples:
+        """The emoji of one split, with the label `class`."""
+        numbers = self._numbers(name)
+        names = self.label_names("class")
+        classes = {number: names.index(emoji_categories()[number]) for number in numbers}
+        if name == "train":
+            shown = [(drawings(style, self.size), number) for style in self._colour_styles() for number in numbers]
+        else:
+            style = self.validation_style if name == "validation" else self.test_style
+            shown = [(drawings(style, self.size), number) for number in numbers]
+        return [
+            _sample(number, drawn, drawn.path.stem.split("-")[0], emoji_names()[number].name, classes[number])
+            for drawn, number in shown
+            if number in drawn.row
+        ]
+
+    def label_names(self, label: str) -> Sequence[str]:
+        """The nine categories for `class`."""
+        return sorted(set(emoji_categories().values())) if label == "class" else ()
+
+    def _colour_styles(self) -> list[str]:
+        """The style of each training family that is shown most."""
+        return [max(family, key=lambda style: family[style]) for family in self.families]
+
+    def _numbers(self, name: Split) -> list[int]:
+        chosen: list[int] = []
+        for category in self.label_names("class"):
+            members = [number for number, own in emoji_categories().items() if own == category]
+            members.sort(key=lambda number: hash_fraction(emoji_names()[number].name, self.seed))
+            part = {
+                "train": members[: self.shots],
+                "validation": members[self.shots : 2 * self.shots],
+                "test": members[2 * self.shots :],
+            }[name]
+            chosen += part
+        return chosen
+
+
 class EmojiInStyle:
     """All emoji of one style, in order."""
 
@@ -150,7 +221,9 @@ def _choose(weighted: Sequence[tuple[Drawings, float]], point: float) -> Drawing
     return weighted[-1][0]
 
 
-def _sample(number: int, drawn: Drawings, style: str, text: str) -> Sample:
+def _sample(number: int, drawn: Drawings, style: str, text: str, category: int | None = None) -> Sample:
     emoji = emoji_names()[number]
     labels = {"group": number, "flag": int(emoji.is_country_flag), "tone": int(emoji.has_skin_tone)}
+    if category is not None:
+        labels["class"] = category
     return Sample({"image": drawn[number], "text": text}, f"{style}/{emoji.name}", labels)

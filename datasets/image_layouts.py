@@ -105,7 +105,14 @@ def read_folder(folder: Path, layout: Layout) -> list[Picture]:
     ]
     if pictures:
         return pictures
-    if any(entry.suffix.lower() == ".tar" for entry in entries):
+    archives = [entry.name for entry in entries if entry.suffix.lower() == ".tar"]
+    tables = [entry.name for entry in entries if entry.suffix.lower() in TABLE_SUFFIXES]
+    if archives and tables:
+        raise DataError(
+            f"{folder} holds archives and a table; give the table {tables[0]} as the path with root {archives[0]}, or "
+            "the archives alone, e.g. shards-{000..009}.tar"
+        )
+    if archives:
         return read_shards(str(folder), layout)
     raise DataError(f"{folder} {_what_is_there(entries)}")
 

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmpt.encoder import KEEP, MASK, RANDOM, Corruption, Encoder, Inputs, Part
+from mmpt.encoders.augmentation import StandardAugmentation as StandardAugmentation
+from mmpt.encoders.augmentation import StyleAugmentation as StyleAugmentation
+from mmpt.encoders.image_gradients import GradientResNet as GradientResNet
 from mmpt.encoders.image_processor import ImageProcessor as ImageProcessor
 from mmpt.errors import CheckpointError, ConfigError
 from mmpt.tokens import Tokens, full
@@ -66,6 +69,26 @@ def replace_random(units: Tensor, action: Tensor) -> Tensor:
     return torch.where((action == RANDOM).unsqueeze(-1), others, units)
 
 
+class PlaceProjection(nn.Module):
+    """A linear map for each place.
+
+    Args:
+        places: number of places.
+        in_width: size of the vectors that come in.
+        out_width: size of the vectors that go out.
+        dropout: on what comes in.
+    """
+
+    def __init__(self, places: int, in_width: int, out_width: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.weight = nn.Parameter(torch.empty(places, in_width, out_width).normal_(std=in_width**-0.5))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """(batch, places, in_width) -> (batch, places, out_width)."""
+        return torch.einsum("bpi,pio->bpo", self.dropout(values), self.weight)
+
+
 NEVER_MASKED = 'this image encoder has hide: null, so it can\'t be masked; set hide to "vector" or "drop"'
 
 
@@ -97,6 +120,10 @@ class ImageEncoder(Encoder):
         processor: preprocessing; by default `ImageProcessor(size)`.
         normalize_target: compare with pixels normalised within each patch (MAE, section 4.1).
         drop_path: stochastic depth rate of the backbone.
+        place_width: each place of the feature map gets a linear map of its own, to vectors of this size. Then the mean
+            over places still knows what was where, as a flattened map would. For pictures that fill the frame in a
+            fixed way (emoji, glyphs, diagrams); None for photographs.
+        dropout: on what these maps read.
 
     Raises:
         ConfigError: an unknown model, arguments that it refuses, or a way of hiding that it can't do.
@@ -116,6 +143,8 @@ class ImageEncoder(Encoder):
         processor: ImageProcessor | None = None,
         normalize_target: bool = False,
         drop_path: float = 0.0,
+        place_width: int | None = None,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.processor: ImageProcessor = processor or ImageProcessor(size)
@@ -131,6 +160,12 @@ class ImageEncoder(Encoder):
         if size % self.patch:
             raise ConfigError(f"{backbone} has patches of {self.patch} pixels; size {size} is not a multiple of it")
         self.columns = size // self.patch
+        self.features_width = self.width
+        self.places = PlaceProjection(self.columns**2, self.width, place_width, dropout) if place_width else None
+        if place_width:
+            if hide == "drop" or self.prefix:
+                raise ConfigError('place_width needs a map without class tokens, and hide: "vector" or null')
+            self.width = place_width
         # patches of these models don't mix before the position is added, so hiding there hides all; a hybrid's do
         embed = getattr(self.backbone, "patch_embed", None)
         self._separate_patches = isinstance(self.backbone, VisionTransformer) and type(embed) is PatchEmbed
@@ -200,7 +235,8 @@ class ImageEncoder(Encoder):
         return full(self._features(unpatchify(patches, self.patch, self.columns)))
 
     def _features(self, pixels: Tensor) -> Tensor:
-        return self._sequence(self.backbone.forward_features(pixels))
+        features = self._sequence(self.backbone.forward_features(pixels))
+        return features if self.places is None else self.places(features)
 
     def _sequence(self, features: Tensor) -> Tensor:
         # with pooling switched off, what is left of the head is the last norm or projection of some families
@@ -209,10 +245,10 @@ class ImageEncoder(Encoder):
             if getattr(self.backbone, "output_fmt", "NCHW") == "NCHW":
                 features = features.permute(0, 2, 3, 1)
             features = features.flatten(1, 2)
-        if features.shape[1:] != (self.prefix + self.columns**2, self.width):
+        if features.shape[1:] != (self.prefix + self.columns**2, self.features_width):
             raise ConfigError(
                 f"{type(self.backbone).__name__} gives features of shape {tuple(features.shape)} where {self.prefix} + "
-                f"{self.columns**2} tokens of width {self.width} were expected; choose another backbone"
+                f"{self.columns**2} tokens of width {self.features_width} were expected; choose another backbone"
             )
         return features
 

@@ -18,13 +18,14 @@ from mmpt.errors import ConfigError, SampleError
 READABLE = "a PIL image, the path of an image file, or a uint8 array (height, width) or (height, width, 3 or 4)"
 
 
-def read_image(sample: Any, *, max_pixels: int = 64_000_000, index: int = 0) -> Image.Image:
+def read_image(sample: Any, *, max_pixels: int = 64_000_000, index: int = 0, opacity: bool = False) -> Image.Image:
     """Read one picture as RGB: upright (EXIF), transparent parts white, first frame of an animation, 16 bits as 8.
 
     Args:
         sample: PIL image, path, or uint8 array (height, width[, 1, 3 or 4]).
         max_pixels: larger pictures are refused on the strength of their header, before they are decoded.
         index: position of the sample, for the error.
+        opacity: read as RGBA instead.
 
     Raises:
         SampleError: not a readable picture.
@@ -35,12 +36,17 @@ def read_image(sample: Any, *, max_pixels: int = 64_000_000, index: int = 0) -> 
         width, height = image.size
         if not 0 < width * height <= max_pixels:
             raise SampleError(name, f"{width} x {height} pixels", f"1 to {max_pixels} pixels (max_pixels)", index)
-        return _to_rgb(image, name, index)
+        image = _upright_8_bit(image, name, index)
     except SampleError:
         raise
     except Exception as error:  # decoders of damaged files raise nearly anything: OSError, SyntaxError, struct.error
         problem = f"can't be decoded ({type(error).__name__}: {error})"
         raise SampleError(name, problem, "a whole image file (JPEG, PNG, WebP, GIF, TIFF, BMP)", index) from error
+    if opacity:
+        return image.convert("RGBA")
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def _name_of(sample: Any, index: int) -> str:
@@ -67,7 +73,8 @@ def _opened(sample: Any, name: str, index: int) -> Image.Image:
     raise SampleError(name, f"is a {type(sample).__name__}", READABLE, index)
 
 
-def _to_rgb(image: Image.Image, name: str, index: int) -> Image.Image:
+def _upright_8_bit(image: Image.Image, name: str, index: int) -> Image.Image:
+    """The decoded picture as RGB, or RGBA if it has transparent parts."""
     image.load()
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
@@ -77,10 +84,7 @@ def _to_rgb(image: Image.Image, name: str, index: int) -> Image.Image:
             problem = f"{image.mode} pixels from {values.min():g} to {values.max():g}"
             raise SampleError(name, problem, f"values from 0 to {limit:g} (16-bit integers, or floats up to 1)", index)
         image = Image.fromarray(np.rint(values * (255 / limit)).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
 class ImageProcessor(Processor):
@@ -137,17 +141,19 @@ class ImageProcessor(Processor):
         Raises:
             SampleError: a picture that can't be read.
         """
-        images = [self._read(sample, index) for index, sample in enumerate(samples)]
-        if training and self.augmentation is not None:
-            pixels = self.augmentation(images, self.size)
+        augmentation = self.augmentation if training else None
+        opacity = augmentation is not None and augmentation.reads_opacity
+        images = [self._read(sample, index, opacity) for index, sample in enumerate(samples)]
+        if augmentation is not None:
+            pixels = augmentation(images, self.size)
         else:
             pixels = torch.stack([self._evaluation_transform(image) for image in images])  # uint8
         mean = torch.tensor(self.mean).view(3, 1, 1)
         std = torch.tensor(self.std).view(3, 1, 1)
         return {"pixels": pixels.to(torch.float32).sub_(255 * mean).div_(255 * std)}
 
-    def _read(self, sample: Any, index: int) -> Image.Image:
-        image = read_image(sample, max_pixels=self.max_pixels, index=index)
+    def _read(self, sample: Any, index: int, opacity: bool) -> Image.Image:
+        image = read_image(sample, max_pixels=self.max_pixels, index=index, opacity=opacity)
         # the shorter side is scaled to `size`, so a long thin strip would grow out of all proportion
         resized = max(image.size) * self.size**2 / min(image.size)
         if resized > self.max_pixels:

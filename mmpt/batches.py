@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import cycle, islice
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from mmpt.encoder import Inputs, Processor
-from mmpt.errors import SampleError
+from mmpt.errors import DataError, SampleError
 from mmpt.source import Examples, Sample, Split
 
 OnError = Literal["skip", "raise"]
@@ -28,6 +29,7 @@ class Batch:
         labels: name -> (batch,), long for integers, float32 otherwise.
         names: what names each sample to a person.
         source: the dataset that the batch comes from.
+        seed: for what is random about the batch (masks, dropout): the same whenever and wherever it is computed.
         skipped: samples of the batch that could not be used, as `SampleError.as_record` with `source` and `split`.
     """
 
@@ -35,6 +37,7 @@ class Batch:
     labels: dict[str, Tensor] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
     source: str = ""
+    seed: int = 0
     skipped: list[dict[str, Any]] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -57,7 +60,7 @@ class BatchDataset(Dataset[Batch]):
         parts: source name -> samples.
         processors: of the model, by modality; modalities that a sample carries and the model lacks are left out.
         training: whether augmentation is on.
-        on_error: "skip" leaves a bad sample out and lists it, "raise" stops.
+        on_error: "skip" leaves a bad sample out and lists it, "raise" stops with a DataError.
         split: named in the list of skipped samples.
     """
 
@@ -78,26 +81,45 @@ class BatchDataset(Dataset[Batch]):
         return sum(len(part) for part in self.parts.values())
 
     def __getitem__(self, keys: list[Key]) -> Batch:
-        """Read and process; a batch whose samples are all bad has no inputs."""
-        source, seed = keys[0].source, keys[0].seed
-        samples: list[Sample] = []
-        skipped: list[dict[str, Any]] = []
-        for key in keys:
-            # A source that chooses at random (one of several captions) does so from the batch's seed and the index.
-            with seeded(hash_seed(key.seed, key.index, key.view)):
-                try:
-                    samples.append(self.parts[source][key.index])
-                except SampleError as error:
-                    self._skip(error, None, source, skipped)
-        while samples:
-            try:
-                with seeded(seed):
-                    return self._process(samples, source, skipped)
-            except SampleError as error:
-                self._skip(error, samples.pop(error.index), source, skipped)
-        return Batch({}, source=source, skipped=skipped)
+        """Read and process; a batch whose samples are all bad has no inputs.
 
-    def _process(self, samples: list[Sample], source: str, skipped: list[dict[str, Any]]) -> Batch:
+        In training others of the source take the place of bad samples, so that the batches of all processes have one
+        size.
+        """
+        batch = Batch({}, source=keys[0].source, seed=keys[0].seed)
+        samples = [sample for key in keys if (sample := self._read(key, batch)) is not None]
+        substitutes = self._substitutes(keys) if self.training else iter(())
+        while True:
+            while len(samples) < len(keys) and (key := next(substitutes, None)) is not None:
+                if (sample := self._read(key, batch)) is not None:
+                    samples.append(sample)
+            if not samples:
+                return batch
+            try:
+                with seeded(batch.seed):
+                    return self._process(samples, batch)
+            except SampleError as error:
+                self._skip(error, samples.pop(error.index), batch)
+
+    def _read(self, key: Key, batch: Batch) -> Sample | None:
+        # A source that chooses at random (one of several captions) does so from the batch's seed and the index.
+        with seeded(hash_seed(key.seed, key.index, key.view)):
+            try:
+                return self.parts[key.source][key.index]
+            except SampleError as error:
+                self._skip(error, None, batch)
+                return None
+
+    def _substitutes(self, keys: list[Key]) -> Iterator[Key]:
+        """Samples that are not in the batch, at most as many as are."""
+        source, seed = keys[0].source, keys[0].seed
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randint(len(self.parts[source]), (2 * len(keys),), generator=generator).tolist()
+        taken = {key.index for key in keys}
+        others = (index for index in dict.fromkeys(drawn) if index not in taken)
+        yield from (Key(source, index, seed) for index in islice(others, len(keys)))
+
+    def _process(self, samples: list[Sample], batch: Batch) -> Batch:
         inputs = {
             name: processor([s.modalities[name] for s in samples], training=self.training)
             for name, processor in self.processors.items()
@@ -108,15 +130,18 @@ class BatchDataset(Dataset[Batch]):
             for name in samples[0].labels
             if all(name in s.labels for s in samples)
         }
-        return Batch(inputs, labels, [s.name for s in samples], source, skipped)
+        return replace(batch, inputs=inputs, labels=labels, names=[s.name for s in samples])
 
-    def _skip(self, error: SampleError, sample: Sample | None, source: str, skipped: list[dict[str, Any]]) -> None:
-        if self.on_error == "raise":
-            raise error
-        record = error.as_record()
+    def _skip(self, error: SampleError, sample: Sample | None, batch: Batch) -> None:
+        record = error.as_record() | {"source": batch.source, "split": self.split}
         if sample is not None:
             record["sample"] = sample.name
-        skipped.append({**record, "source": source, "split": self.split})
+        if self.on_error == "raise":  # with one argument, as a DataLoader worker could not pass on a SampleError
+            raise DataError(
+                "{source}, {split} split: {sample}: {problem}; expected {expected}. Either (1) mend it, or (2) set "
+                "on_error to skip".format(**record)
+            ) from error
+        batch.skipped.append(record)
 
 
 class MixtureSampler(Sampler[list[Key]]):
@@ -125,17 +150,22 @@ class MixtureSampler(Sampler[list[Key]]):
     Every batch comes from one source. With weights, the source of each batch is drawn with them; without, each source
     gives all its batches once in an epoch.
 
+    In training all processes have batches of one source and one size at the same step, as heads compare the rows of
+    all of them: n processes with batches of b see what one process with batches of n * b would. In evaluation each
+    process takes every n-th batch.
+
     Args:
         sizes: source name -> number of samples.
         batch_size: rows in a batch of one process, views included.
-        shuffle: in another order each epoch, from `seed` and the epoch; else in order.
+        shuffle: training: in another order each epoch, from `seed` and the epoch. Else evaluation: in order, the same
+            every time.
         seed: of the order and of every batch's augmentation.
         views: how often each sample stands in its batch, every time read and augmented anew.
         weights: source name -> relative frequency.
-        drop_last: leave out a source's last, smaller batch.
+        drop_last: leave out a source's last, smaller batch, unless it is the only one. Without it, training over
+            several processes leaves out the samples that don't divide by their number.
         rank: of this process.
-        world_size: number of processes. Each takes every world_size-th batch; when shuffling, batches that would leave
-            some process without one are left out.
+        world_size: number of processes.
     """
 
     def __init__(
@@ -159,7 +189,7 @@ class MixtureSampler(Sampler[list[Key]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the beginning of an epoch; Lightning calls this before each one."""
-        if epoch != self.epoch:
+        if self.shuffle and epoch != self.epoch:
             self.epoch, self.start = epoch, 0
 
     def resume(self, epoch: int, start: int) -> None:
@@ -168,51 +198,49 @@ class MixtureSampler(Sampler[list[Key]]):
 
     def __len__(self) -> int:
         """Batches of a whole epoch, also when the first ones are not given again after a resume."""
-        return self._count()
-
-    def _count(self) -> int:
-        batches = sum(self._batches_of(size) for size in self.sizes.values())
-        if self.shuffle:
-            return batches // self.world_size
-        return len(range(self.rank, batches, self.world_size))
-
-    def _batches_of(self, size: int) -> int:
-        return size // self.batch_size if self.drop_last else -(-size // self.batch_size)
+        steps = sum(len(self._cut(size)) for size in self.sizes.values())
+        return steps if self.shuffle else len(range(self.rank, steps, self.world_size))
 
     def __iter__(self) -> Iterator[list[Key]]:
-        plan = self._plan()
-        own = plan[self.rank :: self.world_size][: self._count()]
-        for number, (source, indices) in enumerate(own):
+        generator = torch.Generator().manual_seed(hash_seed(self.seed, self.epoch))
+        orders = {
+            source: torch.randperm(size, generator=generator) if self.shuffle else torch.arange(size)
+            for source, size in self.sizes.items()
+        }
+        for number, (source, first, rows) in enumerate(self._plan(generator)):
             if number < self.start:
                 continue
-            seed = hash_seed(self.seed, self.epoch, self.rank, number)
+            seed = hash_seed(self.seed, self.epoch, number * self.world_size + self.rank)
+            indices = orders[source][first : first + rows].tolist()
             yield [Key(source, index, seed, view) for view in range(self.views) for index in indices]
 
-    def _plan(self) -> list[tuple[str, list[int]]]:
-        """The batches of all processes in this epoch."""
-        generator = torch.Generator().manual_seed(hash_seed(self.seed, self.epoch))
-        batches: dict[str, list[list[int]]] = {}
-        for source, size in self.sizes.items():
-            order = torch.randperm(size, generator=generator).tolist() if self.shuffle else list(range(size))
-            batches[source] = [
-                order[number * self.batch_size : (number + 1) * self.batch_size]
-                for number in range(self._batches_of(size))
-            ]
-        if self.weights is None or not self.shuffle:
-            flat = [(source, batch) for source, parts in batches.items() for batch in parts]
-            order = torch.randperm(len(flat), generator=generator).tolist() if self.shuffle else list(range(len(flat)))
-            return [flat[number] for number in order]
+    def _cut(self, size: int) -> list[tuple[int, int]]:
+        """Batches of a source, as the place of their first sample in its order and their number of samples.
+
+        In training those of this process, else of all.
+        """
+        if not self.shuffle:
+            return [(first, min(self.batch_size, size - first)) for first in range(0, size, self.batch_size)]
+        whole = self.batch_size * self.world_size
+        steps = [(first + self.rank * self.batch_size, self.batch_size) for first in range(0, size - whole + 1, whole)]
+        rest = size % whole // self.world_size
+        if rest and not (self.drop_last and steps):
+            steps.append((size // whole * whole + self.rank * rest, rest))
+        return steps
+
+    def _plan(self, generator: torch.Generator) -> list[tuple[str, int, int]]:
+        """The batches of this process in this epoch: source, place of the first sample, number of samples."""
+        batches = {source: self._cut(size) for source, size in self.sizes.items()}
+        flat = [(source, *batch) for source, parts in batches.items() for batch in parts]
+        if not self.shuffle:
+            return flat[self.rank :: self.world_size]
+        if self.weights is None:
+            return [flat[number] for number in torch.randperm(len(flat), generator=generator).tolist()]
         names = [name for name in batches if batches[name]]
         chances = torch.tensor([float(self.weights[name]) for name in names])
-        total = sum(len(parts) for parts in batches.values())
-        drawn = torch.multinomial(chances, total, replacement=True, generator=generator).tolist()
-        used = dict.fromkeys(names, 0)
-        plan = []
-        for choice in drawn:
-            name = names[choice]
-            plan.append((name, batches[name][used[name] % len(batches[name])]))
-            used[name] += 1
-        return plan
+        drawn = torch.multinomial(chances, len(flat), replacement=True, generator=generator).tolist()
+        again = {name: cycle(batches[name]) for name in names}
+        return [(names[choice], *next(again[names[choice]])) for choice in drawn]
 
 
 class seeded:  # noqa: N801 (reads as a verb where it is used)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -81,11 +82,13 @@ def to_config(value: Any, folder: Path | None = None) -> Any:
     """
     if isinstance(value, Configurable):
         return value.config(folder)
+    if isinstance(value, Enum):
+        value = value.value
     if value is None or isinstance(value, bool):
         return value
     for plain in (int, float, str):
         if isinstance(value, plain):
-            return plain(value)  # numpy's float64 and string enumerations are subclasses that YAML can't write
+            return plain(value)  # numpy's float64 is a float that YAML can't write
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, Mapping):

@@ -29,7 +29,7 @@ class MultimodalData(L.LightningDataModule):
         num_workers: processes that prepare batches; 0 prepares them in the training process.
         seed: of the order of samples and of their augmentation.
         on_error: "skip" lists a bad sample in the run's report and goes on; "raise" stops at it.
-        drop_last: leave out the last, smaller training batch of an epoch.
+        drop_last: leave out the last, smaller training batch of an epoch, unless a source has no other.
 
     Raises:
         ConfigError: settings that don't fit together.
@@ -57,6 +57,8 @@ class MultimodalData(L.LightningDataModule):
         if views < 1 or batch_size % views:
             raise ConfigError(f"batch_size is {batch_size} and views is {views}; a batch must hold whole samples")
         _check_names("weights", weights, sources)
+        if weights and (min(weights.values()) < 0 or sum(weights.values()) <= 0):
+            raise ConfigError(f"weights are {weights}; none may be negative, and one must be positive")
         self.sources = sources
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.views = views
@@ -65,6 +67,7 @@ class MultimodalData(L.LightningDataModule):
         self._processors: dict[str, Processor] | None = None
         self._train_sampler: MixtureSampler | None = None
         self._position: dict[str, Any] | None = None
+        self._progress: tuple[int, int] | None = None  # epoch, and how many of its training batches were given
         self._set_paths(path)
 
     def _set_paths(self, path: str | dict[str, str] | None) -> None:
@@ -116,7 +119,7 @@ class MultimodalData(L.LightningDataModule):
         world_size = trainer.world_size if trainer is not None else 1
         sampler = MixtureSampler(
             sizes,
-            self._fitting_batch(sum(sizes.values()) // world_size) if training else self.eval_batch_size,
+            self.batch_size if training else self.eval_batch_size,
             shuffle=training,
             seed=self.seed,
             views=self.views if training else 1,
@@ -126,9 +129,12 @@ class MultimodalData(L.LightningDataModule):
             world_size=world_size,
         )
         if training:
-            self._train_sampler = sampler
-            if self._position is not None:
-                sampler.resume(self._position["epoch"], self._position["batches"])
+            if len(sampler) == 0:
+                raise DataError(
+                    f"{sum(sizes.values())} samples for training can't be divided by {world_size} processes"
+                )
+            self._train_sampler, self._progress = sampler, None
+            self._resume()
         dataset = BatchDataset(parts, self.processors, training=training, on_error=self.on_error, split=split)
         return DataLoader(
             dataset,
@@ -138,10 +144,6 @@ class MultimodalData(L.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0 and training,
         )
-
-    def _fitting_batch(self, samples: int) -> int:
-        """The batch size, or all samples in one batch where there are fewer: small data trains too."""
-        return min(self.batch_size, max(1, samples) * self.views)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled, augmented batches of the training split."""
@@ -161,12 +163,31 @@ class MultimodalData(L.LightningDataModule):
         """The test split in order."""
         return self.loader("test")
 
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Count the training batches of the epoch; Lightning's count is not right after every kind of resume."""
+        if self._train_sampler is not None and self.trainer is not None and self.trainer.training:
+            epoch, batches = self._progress or (-1, 0)
+            if epoch != self._train_sampler.epoch:
+                epoch, batches = self._train_sampler.epoch, self._train_sampler.start
+            self._progress = epoch, batches + 1
+        return batch
+
     def state_dict(self) -> dict[str, Any]:
         """The position within the epoch, and what must be equal for it to mean the same."""
         if self._train_sampler is None or self.trainer is None:
             return {}
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        return {"epoch": self.trainer.current_epoch, "batches": progress.processed, "setting": self._setting()}
+        epoch, batches = self._progress or (self._train_sampler.epoch, self._train_sampler.start)
+        now = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        if now.ready > now.processed:  # stopped within a step, which has to be repeated
+            batches -= 1
+        if batches >= self.trainer.num_training_batches:
+            # Loaders with workers ask for batches before they hear of a new epoch.
+            epoch, batches = epoch + 1, 0
+        return {
+            "epoch": epoch,
+            "batches": batches,
+            "setting": self._setting() | {"sizes": self._train_sampler.sizes},
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where a checkpoint was written.
@@ -176,22 +197,23 @@ class MultimodalData(L.LightningDataModule):
         """
         if not state_dict:
             return
-        now = self._setting()
-        for name, before in state_dict["setting"].items():
-            if now[name] != before:
-                raise CheckpointError(
-                    f"the checkpoint was written with {name}={before}, this run has {name}={now[name]}; the order of "
-                    f"samples would differ. Either (1) resume with {name}={before}, or (2) start a new run from its "
-                    "model folder"
-                )
+        _check_equal(state_dict["setting"], self._setting())
         self._position = state_dict
-        if self._train_sampler is not None:
-            self._train_sampler.resume(state_dict["epoch"], state_dict["batches"])
+        self._resume()
+
+    def _resume(self) -> None:
+        """Move the sampler to the checkpoint's position as soon as both are there, whichever comes first."""
+        if self._train_sampler is None or self._position is None:
+            return
+        _check_equal(self._position["setting"], {"sizes": self._train_sampler.sizes})
+        self._train_sampler.resume(self._position["epoch"], self._position["batches"])
 
     def _setting(self) -> dict[str, Any]:
         return {
             "batch_size": self.batch_size,
+            "drop_last": self.drop_last,
             "views": self.views,
+            "weights": self.weights,
             "seed": self.seed,
             "sources": sorted(self.sources),
             "world_size": self.trainer.world_size if self.trainer is not None else 1,
@@ -200,6 +222,16 @@ class MultimodalData(L.LightningDataModule):
 
 def _same(batch: Batch) -> Batch:
     return batch
+
+
+def _check_equal(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    for name, value in now.items():
+        if before[name] != value:
+            raise CheckpointError(
+                f"the checkpoint was written with {name}={before[name]}, this run has {name}={value}; the order of "
+                f"samples would differ. Either (1) resume with {name}={before[name]}, or (2) start a new run from its "
+                "model folder"
+            )
 
 
 def _check_names(what: str, given: Mapping[str, Any] | None, sources: Mapping[str, Source]) -> None:

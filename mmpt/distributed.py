@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 
 def world_size() -> int:
@@ -24,5 +24,21 @@ def gather(rows: Tensor) -> tuple[Tensor, int]:
     """
     if world_size() == 1:
         return rows, 0
-    parts = all_gather(rows.contiguous())
-    return torch.cat(list(parts)), dist.get_rank() * len(rows)
+    return _AllGather.apply(rows), dist.get_rank() * len(rows)
+
+
+class _AllGather(torch.autograd.Function):
+    """Concatenation over processes; its gradient is the sum over processes, at the own rows."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient.chunk(world_size())[dist.get_rank()]

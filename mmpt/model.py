@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmpt.config import Configurable
 from mmpt.connectors import Connector
 from mmpt.encoder import Corruption, Encoder, Inputs, Processor
-from mmpt.errors import ConfigError
+from mmpt.errors import ConfigError, DataError
 from mmpt.generation import generate
 from mmpt.text import TextBackbone, TextEncoder
 from mmpt.tokens import Tokens, concatenate
@@ -67,6 +67,9 @@ class MultimodalModel(nn.Module, Configurable):
         text: the shared text transformer.
         modalities: name -> modality, besides "text".
         embed_dim: width of the joint embedding space.
+        batch_norm: standardise every dimension of the projected vectors over the batch before they are normalised, each
+            modality by itself. Without it the embeddings of a new model lie in a narrow cone, which a contrastive head
+            must open first. With several processes use `trainer.sync_batchnorm`.
         text_pooling: how a text becomes one vector.
         text_attention: of the text encoder; "causal" goes with pooling "last" (CLIP).
         fusion: how another modality's tokens reach the text transformer: in front of the text ("prefix"), or as the
@@ -81,6 +84,7 @@ class MultimodalModel(nn.Module, Configurable):
         text: TextBackbone,
         modalities: dict[str, Modality] | None = None,
         embed_dim: int = 256,
+        batch_norm: bool = False,
         text_pooling: Pooling = "first",
         text_attention: Literal["bidirectional", "causal"] = "bidirectional",
         fusion: Literal["prefix", "cross_attention"] = "prefix",
@@ -92,10 +96,18 @@ class MultimodalModel(nn.Module, Configurable):
         self.embed_dim = embed_dim
         self.modalities = nn.ModuleDict({TEXT: Modality(TextEncoder(text, text_attention), pooling=text_pooling)})
         for name, modality in (modalities or {}).items():
+            if any(modality.encoder is other.encoder for other in self.modalities.values()):
+                raise ConfigError(
+                    f"modality {name!r} shares its encoder with another one; a configuration can't say so, and the "
+                    "saved model would have two. Give it an encoder of its own"
+                )
             _join(name, modality, text)
             self.modalities[name] = modality
         self.projections = nn.ModuleDict(
             {name: nn.Linear(self._pooled_width(name), embed_dim, bias=False) for name in self.modalities}
+        )
+        self.norms = nn.ModuleDict(
+            {name: nn.BatchNorm1d(embed_dim, affine=False) for name in self.modalities} if batch_norm else {}
         )
 
     @property
@@ -146,7 +158,10 @@ class MultimodalModel(nn.Module, Configurable):
         """An encoder's tokens -> L2-normalised embedding (batch, embed_dim), in float32."""
         modality = self.modality(name)
         tokens = self.contextualize(name, encoded) if modality.through_text else encoded
-        return F.normalize(self.projections[name](modality.pool(tokens)).float(), dim=-1)
+        projected = self.projections[name](modality.pool(tokens)).float()
+        if name in self.norms:
+            projected = self.norms[name](projected)
+        return F.normalize(projected, dim=-1)
 
     def fuse_tokens(self, text: Inputs, context: Sequence[Tokens], attention: Attention = "bidirectional") -> Tokens:
         """Run the text transformer over a text with other modalities' connected tokens.
@@ -175,7 +190,13 @@ class MultimodalModel(nn.Module, Configurable):
     # Raw samples: what people use.
 
     def process(self, name: str, samples: Sequence[Any]) -> Inputs:
-        """Raw samples -> inputs on the model's device."""
+        """Raw samples -> inputs on the model's device.
+
+        Raises:
+            DataError: one string in place of a list of samples; its letters would be taken for samples.
+        """
+        if isinstance(samples, str):
+            raise DataError(f"{name}: {samples[:60]!r} is one string; give a list of samples, [{samples[:20]!r}]")
         inputs = self.modality(name).encoder.processor(samples)
         device = next(self.parameters()).device
         return {key: value.to(device) for key, value in inputs.items()}

@@ -93,7 +93,7 @@ def pack(
     batch, length = tokens.mask.shape
     device = tokens.mask.device
     lengths: list[int] = tokens.mask.sum(1).tolist()
-    capacity = max(1, *lengths) if capacity is None else capacity
+    capacity = max([1, *lengths]) if capacity is None else capacity
     rows = plan(lengths, capacity)
     starts = [0] * batch
     for row, numbers in enumerate(rows):
@@ -105,7 +105,7 @@ def pack(
     source = tokens.mask.flatten().nonzero().squeeze(1)
     owner = source.div(length, rounding_mode="floor")
     rank = (tokens.mask.cumsum(1) - 1).flatten().index_select(0, source)
-    target = torch.tensor(starts, device=device).index_select(0, owner) + rank
+    target = torch.tensor(starts, dtype=torch.long, device=device).index_select(0, owner) + rank
 
     shape = (max(1, len(rows)), capacity)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.utils.data.distributed import DistributedSampler
 
-from mmpt.batches import Batch
+from mmpt.batches import Batch, hash_seed
 from mmpt.errors import ConfigError, NonFiniteLossError
 from mmpt.features import Features
 from mmpt.heads.head import Head
@@ -67,9 +69,36 @@ class Pretraining(L.LightningModule):
         self.weights: dict[str, Any] = dict.fromkeys(heads, 1.0) | (weights or {})
         self.lr, self.weight_decay, self.betas, self.eps = lr, weight_decay, betas, eps
         self.warmup_steps, self.total_steps = warmup_steps, total_steps
+        self._seed: int | None = None
 
     def on_fit_start(self) -> None:
         """Refuse settings that would train something else than what is asked for."""
+        if self._seed is None:
+            self._seed = torch.initial_seed()
+        self._refuse_accumulation()
+
+    def on_train_start(self) -> None:
+        """Refuse batches that Lightning has divided between the processes a second time."""
+        sampler = getattr(self.trainer.train_dataloader, "sampler", None)
+        if isinstance(sampler, DistributedSampler):
+            raise ConfigError(
+                f"Lightning put a {type(sampler).__name__} over the batches, which mmpt.MultimodalData has already "
+                "divided between the processes: give the Trainer use_distributed_sampler=False"
+            )
+
+    def on_train_epoch_start(self) -> None:
+        """A schedule may have changed the accumulation."""
+        self._refuse_accumulation()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the seed of masks and dropout."""
+        checkpoint["pretraining_seed"] = self._seed
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the seed of the run."""
+        self._seed = checkpoint["pretraining_seed"]
+
+    def _refuse_accumulation(self) -> None:
         contrastive = [name for name, head in self.heads.items() if head.contrastive]
         if contrastive and self.trainer.accumulate_grad_batches > 1:
             raise ConfigError(
@@ -97,6 +126,8 @@ class Pretraining(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """One step."""
+        # Masks and dropout depend on the step and batch alone, not on earlier draws: a resumed run repeats them.
+        torch.manual_seed(hash_seed(self._seed or 0, self.global_step, batch.seed))
         loss, logs = self(batch)
         if loss is None:
             return None
@@ -108,16 +139,16 @@ class Pretraining(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The same losses on held-out data; masks and draws are the same at every validation."""
-        self._evaluate(batch, batch_idx, "validation")
+        self._evaluate(batch, "validation")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """The same losses on the test split."""
-        self._evaluate(batch, batch_idx, "test")
+        self._evaluate(batch, "test")
 
-    def _evaluate(self, batch: Batch, batch_idx: int, stage: str) -> None:
+    def _evaluate(self, batch: Batch, stage: str) -> None:
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
-            torch.manual_seed(batch_idx)
+            torch.manual_seed(batch.seed)
             _, logs = self(batch)
         self.log_dict(
             {f"{stage}/{name}": value for name, value in logs.items()},
@@ -137,8 +168,14 @@ class Pretraining(L.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW with warm-up and cosine for each step."""
+        # In mixed precision Lightning refuses to clip the gradients of a fused optimiser.
+        clipped = bool(self.trainer.gradient_clip_val) and "mixed" in str(self.trainer.precision)
         optimizer = torch.optim.AdamW(
-            parameter_groups(self, self.weight_decay), lr=self.lr, betas=self.betas, eps=self.eps, fused=True
+            parameter_groups(self, self.weight_decay),
+            lr=self.lr,
+            betas=self.betas,
+            eps=self.eps,
+            fused=None if clipped else True,
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -150,7 +187,13 @@ class Pretraining(L.LightningModule):
             # Not asked in configure_optimizers: there it would build the loaders before their state is restored.
             if not self.trainer.training:
                 return 1.0
-            self.total_steps = max(1, int(self.trainer.estimated_stepping_batches))
+            estimate = self.trainer.estimated_stepping_batches
+            if math.isinf(estimate):
+                raise ConfigError(
+                    "the run has no end that a learning-rate schedule could lead to: give the model total_steps, or "
+                    "the trainer max_steps or max_epochs"
+                )
+            self.total_steps = max(1, int(estimate))
         return warmup_cosine(step, self.warmup_steps, self.total_steps)
 
 

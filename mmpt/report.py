@@ -22,7 +22,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, SupportsFloat, TypedDict
 
 import numpy as np
 from PIL import Image
@@ -58,7 +58,7 @@ class ExampleRow(TypedDict):
     results: Sequence[Item]
 
 
-def write_metrics(run: Path, metrics: Mapping[str, float]) -> None:
+def write_metrics(run: Path, metrics: Mapping[str, SupportsFloat]) -> None:
     """Write RUN/metrics.json in place of an earlier one.
 
     Args:

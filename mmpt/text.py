@@ -17,7 +17,7 @@ from mmpt.config import FOLDER, Configurable, to_config
 from mmpt.encoder import MASK, RANDOM, Corruption, Encoder, Inputs, Part, Processor
 from mmpt.errors import ConfigError, SampleError
 from mmpt.positions import Positions
-from mmpt.tokenization import WordPieceSource, resolve_tokenizer
+from mmpt.tokenization import ClipTokenizer, WordPieceSource, resolve_tokenizer
 from mmpt.tokens import Tokens
 from mmpt.transformer import Activation, Attention, Transformer, activation_function
 
@@ -168,7 +168,7 @@ class TextTransformer(TextBackbone):
 
     def __init__(
         self,
-        tokenizer: str | Path | WordPieceSource | PreTrainedTokenizerFast,
+        tokenizer: str | Path | WordPieceSource | ClipTokenizer | PreTrainedTokenizerFast,
         width: int = 256,
         depth: int = 4,
         heads: int = 4,
@@ -331,7 +331,7 @@ class TextProcessor(Processor):
 
     def __init__(
         self,
-        tokenizer: str | Path | WordPieceSource | PreTrainedTokenizerFast,
+        tokenizer: str | Path | WordPieceSource | ClipTokenizer | PreTrainedTokenizerFast,
         max_length: int = 128,
         too_long: Literal["truncate", "error"] = "truncate",
     ) -> None:
@@ -363,7 +363,7 @@ class TextProcessor(Processor):
         starts[:, 1:] |= words[:, 1:] != words[:, :-1]
         starts[:, :1] = False
         words = starts.cumsum(1)
-        return {"ids": ids, "mask": mask, "words": words, "special": torch.isin(ids, self.special_ids) | ~mask}
+        return {"ids": ids, "mask": mask, "words": words, "special": torch.isin(ids, self.special_ids)}
 
     def _encode(self, texts: list[str]) -> list[Any]:
         if not texts:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import gzip
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, CLIPTokenizer, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from mmpt.config import Configurable
 from mmpt.errors import CheckpointError, ConfigError, DataError
+from mmpt.source import Source
 
 PAD, UNK, CLS, SEP, MASK = SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 """Special tokens of trained tokenizers, in the order of their ids: the pad id is always 0."""
+
+CLIP_SPECIALS = ("<|startoftext|>", "<|endoftext|>")
 
 _ROLES = {
     "pad_token": (PAD, "<pad>"),
@@ -131,24 +136,16 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-class Corpus(Configurable, ABC):
-    """A source of text, for whatever is trained on text alone."""
-
-    @abstractmethod
-    def texts(self) -> Iterable[str]:
-        """The texts, in the same order at every call."""
-
-
 class WordPieceSource(Configurable):
     """A WordPiece tokenizer that is trained where it is asked for; a configuration can name it.
 
     Args:
-        texts: a corpus, or the path of a UTF-8 file with one text per line.
+        texts: a dataset, whose training texts are taken, or the path of a UTF-8 file with one text per line.
         vocabulary_size: most entries of the vocabulary.
         lowercase: fold case and strip accents.
     """
 
-    def __init__(self, texts: Corpus | str | Path, vocabulary_size: int = 8192, lowercase: bool = True) -> None:
+    def __init__(self, texts: Source | str | Path, vocabulary_size: int = 8192, lowercase: bool = True) -> None:
         self.texts = texts
         self.vocabulary_size = vocabulary_size
         self.lowercase = lowercase
@@ -159,14 +156,43 @@ class WordPieceSource(Configurable):
         Raises:
             DataError: the file is absent, not UTF-8, or without text.
         """
-        texts = self.texts.texts() if isinstance(self.texts, Corpus) else _lines(Path(self.texts).expanduser())
+        texts = self.texts.texts() if isinstance(self.texts, Source) else _lines(Path(self.texts).expanduser())
         texts = [text for text in texts if text.strip()]
         if not texts:
             raise DataError(f"{self.texts} holds no text to train a tokenizer on")
         return train_wordpiece(texts, self.vocabulary_size, self.lowercase)
 
 
-def resolve_tokenizer(source: str | Path | WordPieceSource | PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+class ClipTokenizer(Configurable):
+    """The byte-level BPE of CLIP (arXiv 2103.00020), from the vocabulary that `open_clip_torch` brings.
+
+    Differs from it in the padding: a pad token of its own, where CLIP pads with the id of "!".
+    """
+
+    def train(self) -> PreTrainedTokenizerFast:
+        """Read the vocabulary.
+
+        Raises:
+            DataError: the package is missing.
+        """
+        spec = find_spec("open_clip")
+        if spec is None or not spec.submodule_search_locations:
+            raise DataError('CLIP\'s vocabulary comes with open_clip_torch; run: pip install "mmpt[compare]"')
+        path = Path(next(iter(spec.submodule_search_locations))) / "bpe_simple_vocab_16e6.txt.gz"
+        size = 49152 - 256 - 2  # merges that CLIP uses of the file
+        lines = gzip.open(path, "rt", encoding="utf-8").read().split("\n")[1 : size + 1]
+        merges = [(first, second) for first, second in (line.split() for line in lines)]
+        letters = list(bytes_to_unicode().values())
+        entries = [*letters, *(f"{letter}</w>" for letter in letters), *(a + b for a, b in merges), *CLIP_SPECIALS]
+        vocabulary = {entry: number for number, entry in enumerate(entries)}
+        tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=PAD)
+        tokenizer.cls_token, tokenizer.sep_token = CLIP_SPECIALS
+        return tokenizer
+
+
+def resolve_tokenizer(
+    source: str | Path | WordPieceSource | ClipTokenizer | PreTrainedTokenizerFast,
+) -> PreTrainedTokenizerFast:
     """A tokenizer from whatever names one: itself, a path (see `load_tokenizer`), or text to train it on.
 
     Raises:
@@ -175,7 +201,7 @@ def resolve_tokenizer(source: str | Path | WordPieceSource | PreTrainedTokenizer
     if isinstance(source, PreTrainedTokenizerFast):
         tokenizer = source
     else:
-        tokenizer = source.train() if isinstance(source, WordPieceSource) else load_tokenizer(source)
+        tokenizer = source.train() if isinstance(source, WordPieceSource | ClipTokenizer) else load_tokenizer(source)
     if tokenizer.pad_token_id is None:
         raise ConfigError(
             "the tokenizer has no pad token. Either (1) set one before, e.g. tokenizer.pad_token = tokenizer.eos_token "

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from jsonargparse import Namespace
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -51,6 +52,8 @@ class TrainingCLI(LightningCLI):
         run = Path(config.output or f"runs/{time.strftime('%Y%m%d-%H%M%S')}")
         self.run_folder = run
         config.trainer.default_root_dir = str(run)
+        if isinstance(config.data.path, str):
+            _follow(config.model, {source.class_path for source in config.data.sources.values()}, config.data.path)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """The trainer with the run folder's loggers and callbacks, besides those of the configuration."""
@@ -71,6 +74,19 @@ class TrainingCLI(LightningCLI):
             callbacks.append(ModelCheckpoint(str(run / "checkpoints"), filename="{epoch}-{step}", save_last=True))
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
         return super().instantiate_trainer(**kwargs)
+
+
+def _follow(config: Any, classes: set[str], path: str) -> None:
+    """Let the sources within the model's configuration, which train tokenizers, read the user's own data too."""
+    if isinstance(config, Namespace | dict):
+        items = vars(config) if isinstance(config, Namespace) else config
+        if items.get("class_path") in classes and items["init_args"].get("path") is None:
+            items["init_args"]["path"] = path
+        for item in items.values():
+            _follow(item, classes, path)
+    elif isinstance(config, list):
+        for item in config:
+            _follow(item, classes, path)
 
 
 def train(arguments: Sequence[str]) -> TrainingCLI:

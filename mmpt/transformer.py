@@ -316,7 +316,7 @@ class Transformer(nn.Module, Configurable):
             if self.relative_buckets:
                 distances = log_buckets(distances, self.relative_buckets, self.relative_distance)
             # Row `span` is distance 0; rows for distances that this batch can't have are left out.
-            reach = self.span if position_limit is None else min(position_limit - 1, self.span)
+            reach = self.span if position_limit is None else min(max(position_limit, 1) - 1, self.span)
             relative = self.relative.weight[self.span - reach : self.span + reach + 1]
             if self.relative_norm is not None:
                 relative = self.relative_norm(relative)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from mmpt.config import from_config
 from mmpt.encoder import KEEP, MASK, RANDOM, Corruption
-from mmpt.encoders.augmentation import StandardAugmentation
+from mmpt.encoders.augmentation import StandardAugmentation, StyleAugmentation, edges
 from mmpt.encoders.image import ImageEncoder, patchify, replace_random, sincos_positions, unpatchify
 from mmpt.encoders.image_processor import ImageProcessor, read_image
 from mmpt.errors import CheckpointError, ConfigError, SampleError
@@ -208,6 +208,16 @@ def test_masked_autoencoder_keeps_49_of_196_patches_at_75_percent():
     assert encoder.reconstruct(tokens, corruption).shape == (2 * 147, 768)
 
 
+def test_a_row_that_hides_everything_stays_finite_without_a_class_token():
+    plain = {"class_token": False, "global_pool": "avg"}
+    encoder = ImageEncoder(**VIT, hide="drop", backbone_args=plain).eval()
+    inputs = pictures()
+    corruption = hide(encoder, inputs, *((0, unit) for unit in range(16)), (1, 4))
+    tokens = encoder(inputs, corruption)
+    assert tokens.mask.sum(1).tolist() == [0, 15]
+    assert encoder.reconstruct(tokens, corruption).isfinite().all()
+
+
 def test_the_decoder_puts_mask_vectors_at_the_hidden_places():
     encoder = ImageEncoder(**VIT, hide="drop")
     inputs = pictures(1)
@@ -218,6 +228,14 @@ def test_the_decoder_puts_mask_vectors_at_the_hidden_places():
     assert placed[0, 6:, 0].tolist() == list(range(5, 15))
     assert torch.equal(placed[0, 0], encoder.blank)
     assert torch.equal(placed[0, 5], encoder.blank)
+
+
+def test_hidden_places_get_predictions_of_their_own():
+    encoder = ImageEncoder(**VIT, hide="drop").eval()
+    inputs = pictures(1)
+    corruption = hide(encoder, inputs, (0, 0), (0, 5))
+    first, second = encoder.reconstruct(encoder(inputs, corruption), corruption)
+    assert not torch.allclose(first, second)
 
 
 @pytest.mark.parametrize("arguments", [VIT, {**VIT, "hide": "drop"}, RESNET])
@@ -399,6 +417,69 @@ def test_evaluation_is_deterministic_and_training_follows_torchs_generator():
     assert not torch.equal(one, two)
     assert not torch.equal(one, plain)
     assert torch.equal(ImageProcessor(32)(samples, training=True)["pixels"], plain)
+
+
+STILL = dict.fromkeys(
+    ("geometry", "color", "line", "sketch", "texture", "horizontal_flip", "background", "cutout"), 0.0
+)
+
+
+def drawing():
+    """A red left half on transparent ground."""
+    image = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
+    image.paste((255, 0, 0, 255), (0, 0, 16, 32))
+    return image
+
+
+def test_style_augmentation_without_strength_changes_nothing():
+    result = StyleAugmentation(**STILL)([drawing(), drawing()], 32)
+    expected = torch.from_numpy(np.array(read_image(drawing()))).permute(2, 0, 1)
+    assert result.dtype == torch.uint8
+    assert (result.int() - expected.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("name", STILL)
+def test_every_part_of_style_augmentation_changes_pictures_by_torchs_generator(name):
+    augmentation = StyleAugmentation(**{**STILL, name: 1.0})
+    plain = StyleAugmentation(**STILL)([drawing()] * 8, 32)
+    torch.manual_seed(3)
+    one = augmentation([drawing()] * 8, 32)
+    torch.manual_seed(3)
+    assert torch.equal(one, augmentation([drawing()] * 8, 32))
+    assert not torch.equal(one, augmentation([drawing()] * 8, 32)) or name in ("horizontal_flip", "sketch")
+    assert not torch.equal(one, plain)
+
+
+def test_parts_of_style_augmentation_do_what_they_say():
+    pictures = [drawing()] * 8
+    flipped = StyleAugmentation(**{**STILL, "horizontal_flip": 1.0})(pictures, 32)
+    assert flipped[0, :, 16, 28].tolist() == [255, 0, 0]
+    assert flipped[0, :, 16, 4].tolist() == [255, 255, 255]
+    grounds = StyleAugmentation(**{**STILL, "background": 1.0})(pictures, 32)
+    assert grounds[:, :, 16, 4].tolist() == [[255, 0, 0]] * 8  # what is opaque stays
+    assert len(grounds[:, :, 16, 28].unique(dim=0)) == 8
+    sketch = StyleAugmentation(**{**STILL, "sketch": 1.0})(pictures, 32)
+    assert sketch[0, :, 16, 4].tolist() == [255, 255, 255]
+    assert sketch[0, :, 16, 15].tolist() == [0, 0, 0]
+    recolored = StyleAugmentation(**{**STILL, "color": 0.5})([Image.new("RGBA", (8, 8), "white")] * 64, 8)
+    assert (recolored.amin((1, 2, 3)) >= 254).float().mean() > 0.9  # white stays white, unless inverted
+
+
+def test_edges_are_as_long_as_the_step_is_high():
+    step = torch.zeros(1, 3, 5, 6)
+    step[0, 1, :, 3:] = 0.8
+    found = edges(step)
+    assert found.shape == (1, 1, 5, 6)
+    torch.testing.assert_close(found[0, 0, 2], torch.tensor([0, 0, 0.8, 0.8, 0, 0]))
+    torch.testing.assert_close(edges(step.mT)[0, 0, :, 2], found[0, 0, 2])
+
+
+def test_style_augmentation_takes_photographs_of_any_size_and_refuses_nonsense():
+    result = ImageProcessor(24, augmentation=StyleAugmentation())([halves(90, 40), halves(300, 300)], training=True)
+    assert result["pixels"].shape == (2, 3, 24, 24)
+    for arguments in ({"cutout": 1.5}, {"geometry": -1}):
+        with pytest.raises(ConfigError, match="expected"):
+            StyleAugmentation(**arguments)
 
 
 def test_augmentation_leaves_other_generators_as_they_were():

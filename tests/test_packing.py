@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
+from test_transformer import batch, build, everything, run
 
 from mmpt.errors import ConfigError
 from mmpt.packing import pack, plan
 from mmpt.tokens import Tokens
-from test_transformer import batch, build, everything, run
 
 LENGTHS = (9, 5, 4, 2, 0, 3)
 
@@ -75,6 +75,14 @@ def test_a_packed_transformer_equals_the_unpacked_one_in_outputs_and_gradients(p
     assert len(packed_gradients) == len(plain_gradients)
     for ours, theirs in zip(packed_gradients, plain_gradients, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+@everything
+def test_position_ids_of_the_caller_travel_with_the_tokens(positions, norm):
+    tokens = batch(*LENGTHS)
+    ids = torch.arange(9).flip(0).expand(6, 9)  # the other way round than the columns
+    plain, packed = (build(positions, norm, packing=p)(tokens, position_ids=ids).values for p in (False, True))
+    torch.testing.assert_close(packed[tokens.mask], plain[tokens.mask], atol=1e-5, rtol=0)
 
 
 def test_packing_works_on_fewer_positions_and_leaves_a_batch_with_context_alone():

@@ -5,6 +5,8 @@ import warnings
 
 import pytest
 import torch
+from test_tokenization import TEXTS
+from test_transformer import batch, everything, perturb
 
 from mmpt.config import from_config
 from mmpt.encoder import KEEP, MASK, RANDOM, Corruption
@@ -12,8 +14,6 @@ from mmpt.errors import ConfigError, SampleError
 from mmpt.text import TextEncoder, TextProcessor, TextTransformer, TruncationWarning, ranks
 from mmpt.tokenization import WordPieceSource, train_wordpiece
 from mmpt.tokens import Tokens, concatenate, full
-from test_tokenization import TEXTS
-from test_transformer import batch, everything, perturb
 
 TOKENIZER = train_wordpiece(TEXTS, 100)
 SAMPLES = ["the players evaluate statements", "", "class"]
@@ -334,6 +334,6 @@ def test_a_configuration_file_can_name_every_form_of_tokenizer(tmp_path):
     for tokenizer in (source, str(tmp_path / "saved")):
         arguments = {"tokenizer": tokenizer, "width": 8, "depth": 1, "heads": 1, "cross_attention": [0]}
         config = parser.parse_object({"text": {"class_path": "mmpt.text.TextTransformer", "init_args": arguments}})
-        text = parser.instantiate_classes(config).text
+        text = parser.instantiate(config).text
         assert text.tokenizer.get_vocab() == TOKENIZER.get_vocab()
         assert text.transformer.layers[0].cross is not None

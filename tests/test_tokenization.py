@@ -1,9 +1,11 @@
 """Tokenizers: trained the same way twice, loaded from every form, never downloaded."""
 
 import hashlib
+import pydoc_data.topics as topics
 import subprocess
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +13,6 @@ from mmpt.config import from_config, to_config
 from mmpt.errors import CheckpointError, ConfigError, DataError
 from mmpt.tokenization import (
     SPECIALS,
-    Corpus,
     WordPieceSource,
     load_tokenizer,
     resolve_tokenizer,
@@ -88,18 +89,18 @@ def test_bytelevel_bpe_loses_nothing():
         assert tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) == text
 
 
+def digests() -> list[str]:
+    """What training on the same text gives, in short."""
+    texts = [line for text in list(topics.topics.values())[:8] for line in text.splitlines()]
+    trained = (train(texts, 400) for train in (train_wordpiece, train_bytelevel_bpe))
+    return [hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest() for tokenizer in trained]
+
+
 def test_training_gives_the_same_tokenizer_in_every_process():
-    program = (
-        "import hashlib, pydoc_data.topics as topics\n"
-        "from mmpt.tokenization import train_bytelevel_bpe, train_wordpiece\n"
-        "texts = [line for text in list(topics.topics.values())[:8] for line in text.splitlines()]\n"
-        "for train in (train_wordpiece, train_bytelevel_bpe):\n"
-        "    saved = train(texts, 400).backend_tokenizer.to_str()\n"
-        "    print(hashlib.sha256(saved.encode()).hexdigest())\n"
-    )
-    runs = [subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True) for _ in range(2)]
-    assert runs[0].stdout == runs[1].stdout
-    assert len(set(runs[0].stdout.split())) == 2
+    program = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+    program += "from test_tokenization import digests\nprint(*digests())"
+    other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert other.stdout.split() == digests() == digests()
 
 
 @pytest.mark.parametrize("size", [0, 5])

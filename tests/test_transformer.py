@@ -82,6 +82,14 @@ def test_a_row_without_real_tokens_is_finite_and_gives_finite_gradients(position
     assert (values.grad[1] == 0).all()
 
 
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize(("rows", "length"), [(0, 3), (2, 0), (0, 0), (2, 1)])
+def test_empty_batches_keep_their_shape(positions, packing, rows, length):
+    model = build(positions, packing=packing)
+    assert model(full(torch.randn(rows, length, WIDTH)), "causal").values.shape == (rows, length, WIDTH)
+
+
 @everything
 def test_bidirectional_attention_sees_both_sides(positions, norm):
     assert changed(build(positions, norm), batch(LENGTH), 4, "bidirectional") == [True] * LENGTH
@@ -168,12 +176,19 @@ def test_a_row_whose_context_is_all_padding_is_treated_as_if_without(norm):
 def test_relative_key_query_scores_of_the_worked_example():
     attention = RelativeKeyQueryAttention(1, 1, 0.0, max_length=2)
     with torch.no_grad():  # queries (1, 2), keys (3, 4), values (1, 2)
-        for linear, bias in ((attention.query, 0.0), (attention.key, 2.0), (attention.value, 0.0), (attention.output, 0.0)):
+        for linear, bias in (
+            (attention.query, 0.0),
+            (attention.key, 2.0),
+            (attention.value, 0.0),
+            (attention.output, 0.0),
+        ):
             linear.weight.fill_(1.0)
             linear.bias.fill_(bias)
         attention.distance.copy_(torch.tensor([[0.1], [0.2], [0.3]]))
     query, key = torch.tensor([[[[1.0], [2.0]]]]), torch.tensor([[[[3.0], [4.0]]]])
-    geometry = Geometry(torch.ones(1, 1, 1, 2, dtype=torch.bool), relative_rows=torch.tensor([[[[1, 0], [2, 1]]]]), reach=1)
+    geometry = Geometry(
+        torch.ones(1, 1, 1, 2, dtype=torch.bool), relative_rows=torch.tensor([[[[1, 0], [2, 1]]]]), reach=1
+    )
     scores = query @ key.mT + attention.bias(query, key, geometry)
     torch.testing.assert_close(scores[0, 0], torch.tensor([[3.8, 4.5], [7.5, 9.2]]), atol=1e-6, rtol=0)
     mixed = attention(torch.tensor([[[1.0], [2.0]]]), geometry)
@@ -191,7 +206,10 @@ def naive_attention(attention, values: Tensor, extra) -> Tensor:
         scores = torch.stack(
             [
                 torch.stack(
-                    [query[i, part] @ key[j, part] + extra(query[i, part], key[j, part], i, j, part) for j in range(length)]
+                    [
+                        query[i, part] @ key[j, part] + extra(query[i, part], key[j, part], i, j, part)
+                        for j in range(length)
+                    ]
                 )
                 for i in range(length)
             ]

@@ -56,7 +56,10 @@ PRETRAIN: dict[str, Any] = {
 
 FINETUNE: dict[str, Any] = {
     "seed_everything": 0,
-    "model": {"class_path": "mmpt.FineTuning", "init_args": {"pretrained": "FOLDER", "modality": "points", "trust": ["shapes"]}},
+    "model": {
+        "class_path": "mmpt.FineTuning",
+        "init_args": {"pretrained": "FOLDER", "modality": "points", "trust": ["shapes"]},
+    },
     "data": {"sources": {"figures": {"class_path": "shapes.PointsSource"}}, "batch_size": 16},
     "trainer": {"max_epochs": 8, "log_every_n_steps": 1, "enable_progress_bar": False},
 }

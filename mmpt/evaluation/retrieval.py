@@ -90,7 +90,7 @@ def retrieval(
     for start, right_bm in _masks(right, m, chunk):
         score_bm = F.normalize(query_nd[start : start + chunk], dim=1) @ candidate_md.T  # (chunk, m)
         best_b1 = score_bm.masked_fill(~right_bm, -torch.inf).amax(1, keepdim=True)
-        higher = ((score_bm > best_b1 + TIE) & ~right_bm).sum(1)
+        higher = (score_bm > best_b1 + TIE).sum(1)  # no positive scores higher than the best one
         tied = (((score_bm - best_b1).abs() <= TIE) & ~right_bm).sum(1)
         ranks.append((1.0 + higher + 0.5 * tied).cpu())
         chances.append(_chance(right_bm.sum(1).cpu(), m, ks))

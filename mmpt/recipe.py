@@ -1,0 +1,113 @@
+"""What every recipe's run.py shares: its options, the training commands, seeds, and the end of a run."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mmpt.errors import ConfigError
+from mmpt.report import build_report, print_metrics, write_metrics
+
+
+@dataclass(frozen=True)
+class RecipeOptions:
+    """The command line of a recipe.
+
+    Attributes:
+        output: run folder.
+        seed: of everything.
+        smoke: a few steps, to see that all parts work; the numbers mean nothing.
+        demo: a shortened run with numbers that already mean something.
+        overrides: further options, as `mmpt fit` takes them for pretraining (`--data.path mine/ --model.lr 1e-3`).
+    """
+
+    output: Path
+    seed: int
+    smoke: bool
+    demo: bool
+    overrides: list[str]
+
+    @property
+    def data_path(self) -> str | None:
+        """The user's own data, if given."""
+        return self.value_of("--data.path")
+
+    def value_of(self, option: str) -> str | None:
+        """The value of an override, or None."""
+        for place, argument in enumerate(self.overrides):
+            if argument == option and place + 1 < len(self.overrides):
+                return self.overrides[place + 1]
+            if argument.startswith(f"{option}="):
+                return argument.partition("=")[2]
+        return None
+
+
+def parse_options(description: str, arguments: Sequence[str] | None = None) -> RecipeOptions:
+    """Read the command line of a recipe.
+
+    Args:
+        description: what the recipe does, for `--help`.
+        arguments: None is `sys.argv`.
+    """
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog="Further options go to `mmpt fit` for pretraining, e.g. --data.path mine/ --trainer.max_steps 500",
+    )
+    parser.add_argument("--output", type=Path, help="run folder; default: runs/DOMAIN-DATE-TIME")
+    parser.add_argument("--seed", type=int, default=0)
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--smoke", action="store_true", help="a few steps, to see that all parts work")
+    length.add_argument("--demo", action="store_true", help="a shortened run of a few minutes")
+    options, overrides = parser.parse_known_args(arguments)
+    output = options.output or Path("runs") / f"recipe-{time.strftime('%Y%m%d-%H%M%S')}"
+    return RecipeOptions(output, options.seed, options.smoke, options.demo, overrides)
+
+
+def start(options: RecipeOptions) -> None:
+    """Make the run folder.
+
+    Raises:
+        ConfigError: it holds something that is not an earlier run.
+    """
+    if options.output.exists() and any(options.output.iterdir()):
+        if not (options.output / "config.yaml").is_file():
+            raise ConfigError(f"{options.output} holds other files; give a new folder with --output")
+        shutil.rmtree(options.output)  # an earlier run of this recipe
+    options.output.mkdir(parents=True, exist_ok=True)
+
+
+def finish(run: Path, metrics: Mapping[str, float], console: Console) -> Path:
+    """Write RUN/metrics.json and RUN/report.html, print the metrics beside their baselines and where the report is."""
+    write_metrics(run, metrics)
+    print_metrics(metrics, console)
+    page = build_report(run)
+    console.print(f"model   {run / 'model'}\nreport  {page}", highlight=False, soft_wrap=True)
+    return page
+
+
+class Stages:
+    """Prints what a recipe is at, and how long each part took.
+
+    Args:
+        console: printed to.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.seconds: dict[str, float] = {}
+
+    def run(self, name: str, part: Callable[..., Any], *arguments: Any) -> Any:
+        """Run one part and return its result."""
+        self.console.rule(name, align="left")
+        began = time.perf_counter()
+        result = part(*arguments)
+        self.seconds[name] = time.perf_counter() - began
+        self.console.print(f"{self.seconds[name]:.0f} s", style="dim")
+        return result
