@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ def _batches(model: MultimodalModel, loader: Iterable[Batch]) -> Iterable[Batch]
                     name: {key: value.to(device) for key, value in tensors.items()}
                     for name, tensors in batch.inputs.items()
                 }
-                yield Batch(inputs, batch.labels, batch.names, batch.source, batch.skipped)
+                yield replace(batch, inputs=inputs)
 
 
 def embed(options: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from mmpt.errors import ConfigError
@@ -68,6 +69,13 @@ def parse_options(description: str, arguments: Sequence[str] | None = None) -> R
     options, overrides = parser.parse_known_args(arguments)
     output = options.output or Path("runs") / f"recipe-{time.strftime('%Y%m%d-%H%M%S')}"
     return RecipeOptions(output, options.seed, options.smoke, options.demo, overrides)
+
+
+def precision() -> str:
+    """Lightning's name of the fastest safe precision here: bfloat16 where the device computes with it."""
+    if torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    return "bf16-mixed" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "32-true"
 
 
 def start(options: RecipeOptions) -> None:

@@ -180,7 +180,7 @@ class ClipTokenizer(Configurable):
             raise DataError('CLIP\'s vocabulary comes with open_clip_torch; run: pip install "mmpt[compare]"')
         path = Path(next(iter(spec.submodule_search_locations))) / "bpe_simple_vocab_16e6.txt.gz"
         size = 49152 - 256 - 2  # merges that CLIP uses of the file
-        lines = gzip.open(path, "rt", encoding="utf-8").read().split("\n")[1 : size + 1]
+        lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")[1 : size + 1]
         merges = [(first, second) for first, second in (line.split() for line in lines)]
         letters = list(bytes_to_unicode().values())
         entries = [*letters, *(f"{letter}</w>" for letter in letters), *(a + b for a, b in merges), *CLIP_SPECIALS]

@@ -148,7 +148,10 @@ def test_recipes_are_listed_and_copied(tmp_path, capsys):
 
 @pytest.mark.parametrize("arguments", [["--help"], ["recipes"]])
 def test_help_and_lists_come_within_a_second_and_without_torch(arguments):
-    code = f"import sys; from mmpt.cli import main\ntry:\n    main({arguments!r})\nexcept SystemExit:\n    pass\nassert 'torch' not in sys.modules"
+    code = (
+        f"import sys; from mmpt.cli import main\ntry:\n    main({arguments!r})\nexcept SystemExit:\n    pass\n"
+        "assert 'torch' not in sys.modules"
+    )
     seconds = []
     for _ in range(3):
         start = time.perf_counter()

@@ -4,13 +4,13 @@ import hashlib
 import pydoc_data.topics as topics
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from mmpt.config import from_config, to_config
 from mmpt.errors import CheckpointError, ConfigError, DataError
+from mmpt.source import Sample, Source
 from mmpt.tokenization import (
     SPECIALS,
     WordPieceSource,
@@ -29,14 +29,14 @@ TEXTS = [
 ODD = "Ünïcode — 你好\n  two  blanks\t✓ 🙂 and [MASK-like] text"
 
 
-class Sentences(Corpus):
-    """A corpus that a configuration can name."""
+class Sentences(Source):
+    """A dataset that a configuration can name."""
 
     def __init__(self, times: int = 1) -> None:
         self.times = times
 
-    def texts(self) -> Iterable[str]:
-        return TEXTS * self.times
+    def split(self, name: str) -> list[Sample]:
+        return [Sample({"text": text}, text) for text in TEXTS * self.times]
 
 
 def test_special_tokens_come_first_and_pad_is_zero():

@@ -29,7 +29,7 @@ from mmpt.evaluation.projection import two_dimensional
 from mmpt.evaluation.retrieval import retrieval
 from mmpt.finetuning import rebuilt
 from mmpt.model import TEXT, MultimodalModel
-from mmpt.recipe import RecipeOptions, Stages, finish, parse_options, start
+from mmpt.recipe import RecipeOptions, Stages, finish, parse_options, precision, start
 from mmpt.report import ExampleRow, write_embeddings, write_examples
 from mmpt.training import train
 
@@ -72,12 +72,15 @@ def run(options: RecipeOptions, console: Console) -> dict[str, float]:
 def pretrain(options: RecipeOptions) -> tuple[MultimodalModel, MultimodalData]:
     """`mmpt fit` with pretrain.yaml."""
     extra = SMOKE if options.smoke else DEMO if options.demo else []
-    finished = train(
-        ["fit", "--config", str(HERE / "pretrain.yaml"), "--output", str(options.output)]
-        + ["--seed_everything", str(options.seed), "--data.seed", str(options.seed), *extra, *options.overrides]
-    )
+    finished = train(fit_arguments("pretrain.yaml", options.output, options.seed) + extra + options.overrides)
     model = finished.model.model.eval()
     return model, finished.datamodule.attach(model.processors)
+
+
+def fit_arguments(config: str, output: Path, seed: int) -> list[str]:
+    """The command line of `mmpt fit` for one of this recipe's configurations."""
+    arguments = ["fit", "--config", str(HERE / config), "--output", str(output)]
+    return [*arguments, "--seed_everything", str(seed), "--data.seed", str(seed), "--trainer.precision", precision()]
 
 
 def own_retrieval(model: MultimodalModel, data: MultimodalData) -> dict[str, float]:
@@ -150,9 +153,10 @@ def fine_tuning(options: RecipeOptions, own: bool) -> dict[str, float]:
     for suffix, scratch in (("", False), ("_scratch", True)):
         folder = run_folder / f"finetuned{suffix}"
         finished = train(
-            ["fit", "--config", str(HERE / "finetune.yaml"), "--output", str(folder)]
+            fit_arguments("finetune.yaml", folder, options.seed)
             + ["--model.pretrained", str(run_folder / "model"), "--model.from_scratch", json.dumps(scratch)]
-            + ["--seed_everything", str(options.seed), "--data.seed", str(options.seed), *extra, *path]
+            + extra
+            + path
         )
         tested = finished.trainer.test(finished.model, finished.datamodule, verbose=False)[0]
         metrics[f"few_labels/accuracy{suffix}"] = tested["test/classification/accuracy"]
