@@ -21,7 +21,7 @@ check: .venv/ready  ## lint, format, types
 	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p mmpt
 
 test: check  ## everything that CI runs
-	OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest -m 'not slow'
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest -n 2 -m 'not slow'
 
 test-slow: .venv/ready  ## checks that take minutes
 	$(BIN)/pytest -m slow

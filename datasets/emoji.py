@@ -181,6 +181,8 @@ class EmojiInStyle:
 class TrainingEmoji:
     """Each emoji once for each family; style and name are drawn from torch's global generator, seeded for the sample.
 
+    The families of an emoji are neighbours, and so are emoji that are alike: skin tones, professions, clock faces.
+
     Args:
         families: the drawings of the styles of each family, with their weights.
         alias_probability: see `Emoji`.
@@ -189,10 +191,12 @@ class TrainingEmoji:
     def __init__(self, families: Sequence[Sequence[tuple[Drawings, float]]], alias_probability: float) -> None:
         self.families = families
         self.alias_probability = alias_probability
+        shown = [{number for drawn, _ in styles for number in drawn.numbers} for styles in families]
         self.places = [
             (family, number)
-            for family, styles in enumerate(families)
-            for number in sorted({number for drawn, _ in styles for number in drawn.numbers})
+            for number in sorted(set().union(*shown))
+            for family in range(len(families))
+            if number in shown[family]
         ]
 
     def __len__(self) -> int:

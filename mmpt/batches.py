@@ -29,16 +29,16 @@ class Batch:
         labels: name -> (batch,), long for integers, float32 otherwise.
         names: what names each sample to a person.
         source: the dataset that the batch comes from.
-        seed: for what is random about the batch (masks, dropout): the same whenever and wherever it is computed.
         skipped: samples of the batch that could not be used, as `SampleError.as_record` with `source` and `split`.
+        seed: for what is random about the batch (masks, dropout): the same whenever and wherever it is computed.
     """
 
     inputs: dict[str, Inputs]
     labels: dict[str, Tensor] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
     source: str = ""
-    seed: int = 0
     skipped: list[dict[str, Any]] = field(default_factory=list)
+    seed: int = 0
 
     def __len__(self) -> int:
         return len(self.names)
@@ -48,7 +48,7 @@ class Key(NamedTuple):
     """What a sampler asks for: a sample of a source, the seed of the batch that it is for, and which view of it."""
 
     source: str
-    index: int
+    index: int  # type: ignore[assignment]  # the method `index` of tuples is not used
     seed: int
     view: int = 0
 
@@ -161,6 +161,7 @@ class MixtureSampler(Sampler[list[Key]]):
             every time.
         seed: of the order and of every batch's augmentation.
         views: how often each sample stands in its batch, every time read and augmented anew.
+        block: shuffle runs of this many neighbouring samples instead of single samples.
         weights: source name -> relative frequency.
         drop_last: leave out a source's last, smaller batch, unless it is the only one. Without it, training over
             several processes leaves out the samples that don't divide by their number.
@@ -176,6 +177,7 @@ class MixtureSampler(Sampler[list[Key]]):
         shuffle: bool,
         seed: int = 0,
         views: int = 1,
+        block: int = 1,
         weights: Mapping[str, float] | None = None,
         drop_last: bool = False,
         rank: int = 0,
@@ -183,6 +185,7 @@ class MixtureSampler(Sampler[list[Key]]):
     ) -> None:
         self.sizes, self.batch_size, self.shuffle, self.seed = dict(sizes), batch_size // views, shuffle, seed
         self.views = views
+        self.block = block
         self.weights, self.drop_last, self.rank, self.world_size = weights, drop_last, rank, world_size
         self.epoch = 0
         self.start = 0
@@ -204,7 +207,7 @@ class MixtureSampler(Sampler[list[Key]]):
     def __iter__(self) -> Iterator[list[Key]]:
         generator = torch.Generator().manual_seed(hash_seed(self.seed, self.epoch))
         orders = {
-            source: torch.randperm(size, generator=generator) if self.shuffle else torch.arange(size)
+            source: self._shuffled(size, generator) if self.shuffle else torch.arange(size)
             for source, size in self.sizes.items()
         }
         for number, (source, first, rows) in enumerate(self._plan(generator)):
@@ -213,6 +216,14 @@ class MixtureSampler(Sampler[list[Key]]):
             seed = hash_seed(self.seed, self.epoch, number * self.world_size + self.rank)
             indices = orders[source][first : first + rows].tolist()
             yield [Key(source, index, seed, view) for view in range(self.views) for index in indices]
+
+    def _shuffled(self, size: int, generator: torch.Generator) -> Tensor:
+        """All samples, runs of neighbours in random order; the runs begin elsewhere in each epoch."""
+        if self.block == 1:
+            return torch.randperm(size, generator=generator)
+        turned = torch.arange(size).roll(int(torch.randint(self.block, (), generator=generator)))
+        runs = turned.split(self.block)
+        return torch.cat([runs[number] for number in torch.randperm(len(runs), generator=generator).tolist()])
 
     def _cut(self, size: int) -> list[tuple[int, int]]:
         """Batches of a source, as the place of their first sample in its order and their number of samples.

@@ -47,7 +47,7 @@ class Configurable:
                 object.__setattr__(self, "_init_args", arguments)
             original(self, *args, **kwargs)
 
-        cls.__init__ = recording_init  # type: ignore[method-assign]
+        cls.__init__ = recording_init  # type: ignore[method-assign, assignment]
 
     def config(self, folder: Path | None = None) -> dict[str, Any]:
         """The configuration that rebuilds this object.

@@ -24,6 +24,8 @@ class MultimodalData(L.LightningDataModule):
         eval_batch_size: samples in a batch of validation, test and prediction; None is `batch_size`.
         views: how often each sample stands in its training batch, every time read and augmented anew: for sources that
             draw among several pictures or texts of one thing, and heads that pull them together.
+        block: keep this many neighbouring samples of a source together when shuffling: where a source puts what is
+            alike side by side, a batch then holds hard negatives, and positives of each other.
         weights: name -> how often a training batch comes from this source, relative to the others; None: each source's
             batches come once in an epoch.
         num_workers: processes that prepare batches; 0 prepares them in the training process.
@@ -43,6 +45,7 @@ class MultimodalData(L.LightningDataModule):
         batch_size: int = 64,
         eval_batch_size: int | None = None,
         views: int = 1,
+        block: int = 1,
         weights: dict[str, float] | None = None,
         num_workers: int = 0,
         seed: int = 0,
@@ -62,6 +65,7 @@ class MultimodalData(L.LightningDataModule):
         self.sources = sources
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.views = views
+        self.block = block
         self.weights, self.num_workers, self.seed = weights, num_workers, seed
         self.on_error, self.drop_last = on_error, drop_last
         self._processors: dict[str, Processor] | None = None
@@ -123,6 +127,7 @@ class MultimodalData(L.LightningDataModule):
             shuffle=training,
             seed=self.seed,
             views=self.views if training else 1,
+            block=self.block,
             weights=self.weights if training else None,
             drop_last=training and self.drop_last,
             rank=trainer.global_rank if trainer is not None else 0,
@@ -140,7 +145,7 @@ class MultimodalData(L.LightningDataModule):
             dataset,
             batch_size=None,
             sampler=sampler,
-            collate_fn=_same,
+            collate_fn=_same,  # type: ignore[arg-type]
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0 and training,
         )
@@ -178,7 +183,7 @@ class MultimodalData(L.LightningDataModule):
             return {}
         epoch, batches = self._progress or (self._train_sampler.epoch, self._train_sampler.start)
         now = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        if now.ready > now.processed:  # stopped within a step, which has to be repeated
+        if now.ready > now.processed:  # type: ignore[attr-defined]  # stopped within a step, which has to be repeated
             batches -= 1
         if batches >= self.trainer.num_training_batches:
             # Loaders with workers ask for batches before they hear of a new epoch.
@@ -213,6 +218,7 @@ class MultimodalData(L.LightningDataModule):
             "batch_size": self.batch_size,
             "drop_last": self.drop_last,
             "views": self.views,
+            "block": self.block,
             "weights": self.weights,
             "seed": self.seed,
             "sources": sorted(self.sources),

@@ -243,8 +243,6 @@ def index_tar(path: Path) -> list[Member]:
             members = [Member(m.name, m.offset_data, m.size) for m in archive if m.isreg() and not m.issparse()]
     except (tarfile.TarError, EOFError, OSError) as error:
         raise DataError(f"{path} can't be read as an uncompressed tar archive: {error}") from error
-    if any(member.offset + member.size > state.st_size for member in members):
-        raise DataError(f"{path} is cut short: {members[-1].name} ends behind the end of the archive")
     write_cache(kept, lambda file: file.write(json.dumps(members).encode()))
     return members
 

@@ -72,6 +72,7 @@ class MultimodalModel(nn.Module, Configurable):
             must open first. With several processes use `trainer.sync_batchnorm`.
         text_pooling: how a text becomes one vector.
         text_attention: of the text encoder; "causal" goes with pooling "last" (CLIP).
+        unique_texts: encode equal texts of a batch once: for data in which many samples share a text.
         fusion: how another modality's tokens reach the text transformer: in front of the text ("prefix"), or as the
             keys and values of its cross-attention layers ("cross_attention").
 
@@ -87,6 +88,7 @@ class MultimodalModel(nn.Module, Configurable):
         batch_norm: bool = False,
         text_pooling: Pooling = "first",
         text_attention: Literal["bidirectional", "causal"] = "bidirectional",
+        unique_texts: bool = False,
         fusion: Literal["prefix", "cross_attention"] = "prefix",
     ) -> None:
         super().__init__()
@@ -94,7 +96,9 @@ class MultimodalModel(nn.Module, Configurable):
             raise ConfigError('modalities must not name "text"; the `text` argument is that modality')
         self.fusion = fusion
         self.embed_dim = embed_dim
-        self.modalities = nn.ModuleDict({TEXT: Modality(TextEncoder(text, text_attention), pooling=text_pooling)})
+        self.modalities = nn.ModuleDict(
+            {TEXT: Modality(TextEncoder(text, text_attention, once=unique_texts), pooling=text_pooling)}
+        )
         for name, modality in (modalities or {}).items():
             if any(modality.encoder is other.encoder for other in self.modalities.values()):
                 raise ConfigError(

@@ -168,7 +168,7 @@ class TextTransformer(TextBackbone):
 
     def __init__(
         self,
-        tokenizer: str | Path | WordPieceSource | ClipTokenizer | PreTrainedTokenizerFast,
+        tokenizer: WordPieceSource | ClipTokenizer | PreTrainedTokenizerFast | str | Path,
         width: int = 256,
         depth: int = 4,
         heads: int = 4,
@@ -331,7 +331,7 @@ class TextProcessor(Processor):
 
     def __init__(
         self,
-        tokenizer: str | Path | WordPieceSource | ClipTokenizer | PreTrainedTokenizerFast,
+        tokenizer: WordPieceSource | ClipTokenizer | PreTrainedTokenizerFast | str | Path,
         max_length: int = 128,
         too_long: Literal["truncate", "error"] = "truncate",
     ) -> None:
@@ -405,6 +405,8 @@ class TextEncoder(Encoder):
         text: the shared text transformer.
         attention: what a token of a text sees; "causal" for text towers that pool the last token (CLIP).
         too_long: what happens to texts longer than `text.max_length`; see `TextProcessor`.
+        once: encode equal texts of a batch once (without corruption). It asks the device for their number; with dropout
+            they share their noise.
     """
 
     def __init__(
@@ -412,9 +414,11 @@ class TextEncoder(Encoder):
         text: TextBackbone,
         attention: Literal["bidirectional", "causal"] = "bidirectional",
         too_long: Literal["truncate", "error"] = "truncate",
+        once: bool = False,
     ) -> None:
         super().__init__()
         self.text = text
+        self.once = once
         self.attention: Attention = attention
         self.width = text.width
         self.processor = TextProcessor(text.tokenizer, text.max_length, too_long)
@@ -425,10 +429,16 @@ class TextEncoder(Encoder):
         Raises:
             ConfigError: corruption for a tokenizer without a mask token.
         """
-        ids = inputs["ids"]
+        ids, mask = inputs["ids"], inputs["mask"]
         if corruption is not None:
             ids = self._corrupt(ids, corruption)
-        return self.text(self.text.embed(ids, inputs["mask"]), attention=self.attention)
+        elif self.once:
+            different, rows = torch.unique(torch.where(mask, ids, -1), dim=0, return_inverse=True)
+            seen = different >= 0
+            pad_id = self.text.tokenizer.pad_token_id
+            tokens = self.text(self.text.embed(different.masked_fill(~seen, pad_id), seen), attention=self.attention)
+            return tokens.rows(rows)
+        return self.text(self.text.embed(ids, mask), attention=self.attention)
 
     def units(self, inputs: Inputs) -> Tensor:
         """Real tokens that are not special: bool (batch, length)."""

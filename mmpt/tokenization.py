@@ -191,7 +191,7 @@ class ClipTokenizer(Configurable):
 
 
 def resolve_tokenizer(
-    source: str | Path | WordPieceSource | ClipTokenizer | PreTrainedTokenizerFast,
+    source: WordPieceSource | ClipTokenizer | PreTrainedTokenizerFast | str | Path,
 ) -> PreTrainedTokenizerFast:
     """A tokenizer from whatever names one: itself, a path (see `load_tokenizer`), or text to train it on.
 

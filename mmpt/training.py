@@ -35,7 +35,7 @@ class WriteConfig(SaveConfigCallback):
         if trainer.is_global_zero and not self.already_saved and stage == "fit":
             folder = Path(trainer.default_root_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, str(folder / "config.yaml"), skip_none=False, overwrite=True, multifile=False)
+            self.parser.save(self.config, str(folder / "config.yaml"), overwrite=True, multifile=False)
             self.already_saved = True
 
 
@@ -60,9 +60,11 @@ class TrainingCLI(LightningCLI):
         run = self.run_folder
         config = self._get(self.config_init, "trainer", default={})
         if config.get("logger") is None:
+            # A new folder for each start: a CSVLogger deletes what it finds in its own.
+            version = len(list((run / "logs").glob("version_*")))
             kwargs["logger"] = [
-                CSVLogger(str(run), name="logs"),  # a new version_N for each start, so that a resumed run keeps both
-                TensorBoardLogger(str(run), name="logs"),
+                CSVLogger(str(run), name="logs", version=version),
+                TensorBoardLogger(str(run), name="logs", version=version),
             ]
         callbacks: list[L.Callback] = [RunFolder(run), PredictionWriter(run)]
         if config.get("enable_progress_bar") is not False:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -36,7 +37,7 @@ def make_batch(model: MultimodalModel, indices: Sequence[int] = range(8), **labe
     source = PointsSource()
     dataset = BatchDataset({"figures": source.split("train")}, model.processors, training=False)
     batch = dataset[[Key("figures", index, 0) for index in indices]]
-    return Batch(batch.inputs, labels or batch.labels, batch.names, batch.source, batch.seed)
+    return replace(batch, labels=labels or batch.labels)
 
 
 def make_pretraining(heads: dict[str, Head], dropout: float = 0.0, **options: Any) -> Pretraining:

@@ -123,13 +123,13 @@ def test_unusable_tables_say_where_and_why(tmp_path, name, content, message):
 
 
 def test_columns_are_found_by_usual_names_the_best_first(tmp_path):
-    (tmp_path / "t.csv").write_text("Label,Caption,text\n1,2,3\n")
+    (tmp_path / "t.csv").write_text("Label,Caption,text,TEXT\n1,2,3,4\n")
     table = read_table(tmp_path / "t.csv")
     assert table.column(None, ("text", "caption"), "text") == "text"
     assert table.column(None, ("caption", "text"), "text") == "Caption"
     assert table.column("Label", ("text",), "text") == "Label"
     assert table.column(None, ("path",), "image") is None
-    with pytest.raises(DataError, match="Label, Caption, text"):
+    with pytest.raises(DataError, match="Label, Caption, text, TEXT"):
         table.column("label", (), "text")
 
 
@@ -157,7 +157,7 @@ def test_damaged_and_compressed_archives_are_typed_errors(tmp_path):
     whole = make_tar(tmp_path / "whole.tar", {"a": b"x" * 5000, "b": b"y" * 5000}).read_bytes()
     for length in (700, 3000, 7000, 9000):
         (tmp_path / f"cut {length}.tar").write_bytes(whole[:length])
-        with pytest.raises(DataError, match="cut"):
+        with pytest.raises(DataError, match="can't be read.*end of data"):
             index_tar(tmp_path / f"cut {length}.tar")
     make_tar(tmp_path / "zipped.tar", {"a": b"x"}, "w:gz")
     with pytest.raises(DataError, match="uncompressed"):

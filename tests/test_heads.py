@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from points import make_batch, make_model
 
 from mmpt.batches import Batch
-from mmpt.encoder import MASK, Corruption
+from mmpt.encoder import MASK, Corruption, Inputs
 from mmpt.errors import ConfigError
 from mmpt.features import Features
 from mmpt.heads import CaptioningHead, ContrastiveHead, GroupContrastiveHead, MaskedHead, MatchingHead
@@ -30,7 +30,7 @@ def bound(head, model):
 
 def padded(batch: Batch, extra: int = 3) -> Batch:
     """The same batch with more padding in every modality, and rubbish in it."""
-    inputs = {}
+    inputs: dict[str, Inputs] = {}
     for name, tensors in batch.inputs.items():
         inputs[name] = {}
         for key, value in tensors.items():
@@ -188,7 +188,7 @@ class TestMatching:
         model = make_model()
         batch = make_batch(model, range(4))
         head = bound(MatchingHead("points"), model)
-        seen = {}
+        seen: dict[str, list[int]] = {}
 
         class Watched(Features):
             def fused(self, modality, attention="bidirectional", text_rows=None, rows=None):
@@ -266,9 +266,14 @@ class TestMasked:
         batch = make_batch(model)
         head = bound(MaskedHead("points", Marked()), model)
         encoder = model.modality("points").encoder
-        predictions = []
-        encoder_reconstruct = encoder.reconstruct
-        encoder.reconstruct = lambda *given: predictions.append(encoder_reconstruct(*given)) or predictions[-1]
+        predictions: list[torch.Tensor] = []
+        reconstruct = encoder.reconstruct
+
+        def watched(*given):
+            predictions.append(reconstruct(*given))
+            return predictions[-1]
+
+        encoder.reconstruct = watched
         before = head(Features(model, batch)).loss
         batch.inputs["points"]["points"][:, 1:3] += 100
         after = head(Features(model, batch)).loss

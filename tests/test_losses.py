@@ -136,7 +136,7 @@ class TestGrouped:
         assert result.loss.item() == near(sum(losses) / 5)
 
     def test_two_views_are_nt_xent(self):
-        # E2S2's contrast: two views of two sentences, both the identity, temperature 1: .551445, summed over two 1.102889
+        # E2S2's contrast: two views of two sentences, both the identity, temperature 1; its sum over two is 1.102889
         both = torch.cat([I2, I2])
         loss = grouped_contrastive(both, torch.tensor(1.0), torch.tensor([0, 1, 0, 1])).loss.item()
         assert loss == near(0.551445)

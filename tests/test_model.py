@@ -75,7 +75,7 @@ class TestEmbed:
             make_model().embed("text", "a cat")
 
     def test_unknown_modalities_are_named(self):
-        with pytest.raises(ConfigError, match="smell.*text, points"):
+        with pytest.raises(ConfigError, match=r"smell.*text, points"):
             make_model().embed("smell", [1])
 
     def test_bad_samples_are_named(self):
@@ -112,7 +112,7 @@ class TestEmbed:
 
 class TestConstruction:
     def test_through_text_needs_widths_that_meet(self):
-        with pytest.raises(ConfigError, match="16.*32.*LinearConnector"):
+        with pytest.raises(ConfigError, match=r"16.*32.*LinearConnector"):
             MultimodalModel(text_transformer(), {"points": Modality(PointsEncoder(width=16), through_text=True)})
 
     def test_text_can_not_be_named_twice(self):

@@ -1,6 +1,7 @@
 """Pretraining: which heads run with which weight, the schedule, faults, and runs that go on as if never stopped."""
 
 import math
+from typing import Any
 
 import lightning as L
 import pytest
@@ -86,7 +87,7 @@ class TestSum:
         assert module.heads["two"].calls > 0
 
     def test_configurations_that_can_not_work(self):
-        with pytest.raises(ConfigError, match="head 'c'.*smell"):
+        with pytest.raises(ConfigError, match=r"head 'c'.*smell"):
             make_pretraining({"c": ContrastiveHead("smell")})
         with pytest.raises(ConfigError, match="at least one head"):
             make_pretraining({})
@@ -173,7 +174,7 @@ class TestFaults:
     def test_accumulation_with_a_contrastive_head_is_refused_before_the_first_step(self):
         module = make_pretraining({"masked": MaskedHead("points"), "contrast": ContrastiveHead("points")})
         before = [p.clone() for p in module.parameters()]
-        with pytest.raises(ConfigError, match="accumulate_grad_batches=2.*'contrast'"):
+        with pytest.raises(ConfigError, match=r"accumulate_grad_batches=2.*'contrast'"):
             make_trainer(max_steps=2, accumulate_grad_batches=2).fit(module, figures())
         assert all(torch.equal(p, q) for p, q in zip(before, module.parameters(), strict=True))
 
@@ -225,8 +226,8 @@ HEADS = {
 
 class Record(L.Callback):
     def __init__(self) -> None:
-        self.steps = []
-        self.validations = []
+        self.steps: list[tuple] = []
+        self.validations: list[float] = []
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         rate = trainer.optimizers[0].param_groups[0]["lr"]
@@ -241,7 +242,7 @@ def run(folder=None, checkpoint=None, workers=0, checkpoints=None, seed=5, **opt
     L.seed_everything(seed)
     module = make_pretraining({name: make() for name, make in HEADS.items()}, dropout=0.2, lr=3e-3)
     record = Record()
-    callbacks = [record]
+    callbacks: list[L.Callback] = [record]
     if folder is not None:
         callbacks.append(ModelCheckpoint(folder, save_top_k=-1, filename="{step}", **(checkpoints or {})))
     trainer = make_trainer(max_epochs=3, callbacks=callbacks, enable_checkpointing=folder is not None, **options)
@@ -265,7 +266,7 @@ class TestResume:
         L.seed_everything(99)  # what another process happened to draw before
         resumed, _ = run(checkpoint=folder / f"step={step}.ckpt")
         assert resumed.steps == whole.steps[step:]
-        assert resumed.validations == whole.validations[step // 5 if step % 5 else step // 5 :]
+        assert resumed.validations == whole.validations[step // 5 :]
 
     @pytest.mark.parametrize("step", [5, 7])
     def test_workers_that_read_ahead_lose_and_repeat_nothing(self, straight, step):
@@ -329,7 +330,7 @@ class TestValidation:
 
     def test_prediction_gives_embeddings_by_modality(self):
         module = make_pretraining({"c": ContrastiveHead("points")})
-        predictions = make_trainer().predict(module, figures())
+        predictions: Any = make_trainer().predict(module, figures())
         assert [len(p["names"]) for p in predictions] == [16]
         source = PointsSource().split("test")
         points = module.model.embed("points", [sample.modalities["points"] for sample in source])

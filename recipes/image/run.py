@@ -152,12 +152,9 @@ def fine_tuning(options: RecipeOptions, own: bool) -> dict[str, float]:
     path = ["--data.path", str(options.data_path)] if own else []
     for suffix, scratch in (("", False), ("_scratch", True)):
         folder = run_folder / f"finetuned{suffix}"
-        finished = train(
-            fit_arguments("finetune.yaml", folder, options.seed)
-            + ["--model.pretrained", str(run_folder / "model"), "--model.from_scratch", json.dumps(scratch)]
-            + extra
-            + path
-        )
+        scratch_option = ["--model.from_scratch", json.dumps(scratch)]
+        start_from = ["--model.pretrained", str(run_folder / "model"), *scratch_option]
+        finished = train([*fit_arguments("finetune.yaml", folder, options.seed), *start_from, *extra, *path])
         tested = finished.trainer.test(finished.model, finished.datamodule, verbose=False)[0]
         metrics[f"few_labels/accuracy{suffix}"] = tested["test/classification/accuracy"]
         metrics[f"few_labels/macro_f1{suffix}"] = tested["test/classification/macro_f1"]
