@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmpt.encoder import KEEP, MASK, RANDOM, Corruption, Encoder, Inputs, Part
-from mmpt.encoders.augmentation import StandardAugmentation as StandardAugmentation
-from mmpt.encoders.augmentation import StyleAugmentation as StyleAugmentation
+from mmpt.encoders.image_augmentation import StandardAugmentation as StandardAugmentation
+from mmpt.encoders.image_augmentation import StyleAugmentation as StyleAugmentation
 from mmpt.encoders.image_gradients import GradientResNet as GradientResNet
 from mmpt.encoders.image_processor import ImageProcessor as ImageProcessor
 from mmpt.errors import CheckpointError, ConfigError

@@ -94,8 +94,13 @@ class GradientResNet(nn.Module):
         stem = channels[0]
         self.norm = nn.BatchNorm2d(inputs)
         self.stem = nn.Sequential(nn.Conv2d(inputs, stem, 3, 1, 1, bias=False), nn.BatchNorm2d(stem), nn.ReLU())
-        network = ResNet(
-            BasicBlock, (*layers, 1), num_classes=0, channels=(*channels, 8), stem_width=stem // 2, stem_type="deep"
+        network: Any = ResNet(
+            BasicBlock,  # type: ignore[arg-type]
+            (*layers, 1),
+            num_classes=0,
+            channels=(*channels, 8),
+            stem_width=stem // 2,
+            stem_type="deep",
         )
         self.stages = nn.Sequential(network.layer1, network.layer2, network.layer3)
         self.reduce = nn.Sequential(nn.Conv2d(channels[-1], out, 1, bias=False), nn.BatchNorm2d(out))

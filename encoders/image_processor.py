@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 
 from mmpt.encoder import Inputs, Processor
-from mmpt.encoders.augmentation import ImageAugmentation
+from mmpt.encoders.image_augmentation import ImageAugmentation
 from mmpt.errors import ConfigError, SampleError
 
 READABLE = "a PIL image, the path of an image file, or a uint8 array (height, width) or (height, width, 3 or 4)"

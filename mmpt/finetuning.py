@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
@@ -22,7 +23,7 @@ from mmpt.data import MultimodalData
 from mmpt.errors import ConfigError, DataError
 from mmpt.model import MultimodalModel
 from mmpt.optimization import parameter_groups, warmup_cosine
-from mmpt.pretraining import check_finite
+from mmpt.pretraining import FINITE_EVERY, check_finite
 
 CLASSIFIER, TASK = "classifier.safetensors", "task.json"
 
@@ -68,7 +69,7 @@ class FineTuning(L.LightningModule):
             self.model = rebuilt(self.model)
         self.model.train()
         self.pretrained = Path(pretrained)
-        self.modality, self.label, self.freeze = modality, label, freeze
+        self.modality, self.label, self.frozen = modality, label, freeze
         self.lr, self.weight_decay, self.warmup_steps = lr, weight_decay, warmup_steps
         self.label_smoothing = label_smoothing
         tower = self.model.modality(modality)
@@ -128,7 +129,7 @@ class FineTuning(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """A frozen tower stays in evaluation mode."""
-        if self.freeze:
+        if self.frozen:
             self.model.eval()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
@@ -138,7 +139,7 @@ class FineTuning(L.LightningModule):
         logits = self(batch)
         loss = F.cross_entropy(logits, batch.labels[self.label], label_smoothing=self.label_smoothing)
         logs = {"classification/loss": loss.detach()}
-        if self.device.type == "cpu" or self.global_step % self.trainer.log_every_n_steps == 0:
+        if self.device.type == "cpu" or self.global_step % FINITE_EVERY == 0:
             check_finite(logs, self.global_step)
         self.log_dict({f"train/{name}": value for name, value in logs.items()}, batch_size=len(batch))
         self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=len(batch))
@@ -157,7 +158,7 @@ class FineTuning(L.LightningModule):
             return
         logits, labels = self(batch), batch.labels[self.label]
         self.log(f"{stage}/classification/loss", F.cross_entropy(logits, labels), batch_size=len(batch))
-        for name, metric in self.metrics[stage].items():  # type: ignore[operator,union-attr]
+        for name, metric in self.metrics[stage].items():  # type: ignore[operator]
             metric.update(logits, labels)
             self.log(f"{stage}/classification/{name}", metric, batch_size=len(batch), on_epoch=True)
 
@@ -167,7 +168,7 @@ class FineTuning(L.LightningModule):
         labels = [self.label_names[i] for i in index.tolist()]
         return {"names": batch.names, "label": labels, "probability": probability.tolist()}
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with warm-up and cosine."""
         optimizer = torch.optim.AdamW(parameter_groups(self, self.weight_decay), lr=self.lr)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)

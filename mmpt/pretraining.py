@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils.data.distributed import DistributedSampler
 
@@ -17,6 +18,9 @@ from mmpt.features import Features
 from mmpt.heads.head import Head
 from mmpt.model import MultimodalModel
 from mmpt.optimization import interpolate, parameter_groups, warmup_cosine
+
+FINITE_EVERY = 10
+"""Steps between two looks at the losses on a GPU, where each look waits for the device."""
 
 
 class Pretraining(L.LightningModule):
@@ -114,6 +118,7 @@ class Pretraining(L.LightningModule):
         logs: dict[str, Tensor] = {}
         for name, head in self.heads.items():
             weight = interpolate(self.weights[name], self.global_step)
+            assert isinstance(head, Head)
             if weight == 0 or not features.has(head.modalities):
                 continue
             output = head(features)
@@ -131,7 +136,7 @@ class Pretraining(L.LightningModule):
         loss, logs = self(batch)
         if loss is None:
             return None
-        if self.device.type == "cpu" or self.global_step % self.trainer.log_every_n_steps == 0:
+        if self.device.type == "cpu" or self.global_step % FINITE_EVERY == 0:
             check_finite(logs, self.global_step)  # reads from the device, so not at every step of a GPU
         self.log_dict({f"train/{name}": value for name, value in logs.items()}, batch_size=len(batch))
         self.log("loss", logs["loss"], prog_bar=True, logger=False, batch_size=len(batch))
@@ -166,7 +171,7 @@ class Pretraining(L.LightningModule):
         """Write the model's folder; the heads are not part of it."""
         return self.model.save_pretrained(folder)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with warm-up and cosine for each step."""
         # In mixed precision Lightning refuses to clip the gradients of a fused optimiser.
         clipped = bool(self.trainer.gradient_clip_val) and "mixed" in str(self.trainer.precision)

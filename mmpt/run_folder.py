@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import platform
 import time
 from collections.abc import Sequence
@@ -47,7 +46,7 @@ class RunFolder(Callback):
         """Note when it began; make the model folder's configuration, which `mmpt export` needs for a checkpoint."""
         self.started = time.time()
         if trainer.is_global_zero:
-            pl_module.save_pretrained(self.run / "model")
+            _save(pl_module, self.run / "model")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -96,7 +95,7 @@ class RunFolder(Callback):
         """Write the model folder and the facts of the run."""
         if not trainer.is_global_zero:
             return
-        pl_module.save_pretrained(self.run / "model")
+        _save(pl_module, self.run / "model")
         write_run_facts(self.run, self._facts(trainer, pl_module))
 
     def _facts(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
@@ -158,10 +157,10 @@ class PredictionWriter(BasePredictionWriter):
                 writer.writerow(rows)
                 writer.writerows(zip(*rows.values(), strict=True))
         if vectors:
-            np.savez(self.run / "predictions.npz", names=np.array(columns["names"]), **vectors)
+            arrays: dict[str, Any] = {"names": np.array(columns["names"]), **vectors}
+            np.savez(self.run / "predictions.npz", **arrays)
 
 
-def read_metrics(run: Path) -> dict[str, float]:
-    """RUN/metrics.json, empty where there is none."""
-    path = run / "metrics.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def _save(module: Any, folder: Path) -> None:
+    """Both `Pretraining` and `FineTuning` write their folder themselves."""
+    module.save_pretrained(folder)

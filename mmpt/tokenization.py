@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, CLIPTokenizer, PreTrainedTokenizerFast
@@ -181,7 +182,7 @@ class ClipTokenizer(Configurable):
         path = Path(next(iter(spec.submodule_search_locations))) / "bpe_simple_vocab_16e6.txt.gz"
         size = 49152 - 256 - 2  # merges that CLIP uses of the file
         lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")[1 : size + 1]
-        merges = [(first, second) for first, second in (line.split() for line in lines)]
+        merges: Any = [(first, second) for first, second in (line.split() for line in lines)]
         letters = list(bytes_to_unicode().values())
         entries = [*letters, *(f"{letter}</w>" for letter in letters), *(a + b for a, b in merges), *CLIP_SPECIALS]
         vocabulary = {entry: number for number, entry in enumerate(entries)}

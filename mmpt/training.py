@@ -123,5 +123,6 @@ def _quiet() -> None:
         ".*does not have many workers.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*infer the batch indices.*",
+        ".*LightningCLI's args parameter.*",
     ):
         warnings.filterwarnings("ignore", message=remark)

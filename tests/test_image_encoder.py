@@ -13,8 +13,8 @@ from PIL import Image
 
 from mmpt.config import from_config
 from mmpt.encoder import KEEP, MASK, RANDOM, Corruption
-from mmpt.encoders.augmentation import StandardAugmentation, StyleAugmentation, edges
 from mmpt.encoders.image import ImageEncoder, patchify, replace_random, sincos_positions, unpatchify
+from mmpt.encoders.image_augmentation import StandardAugmentation, StyleAugmentation, edges
 from mmpt.encoders.image_processor import ImageProcessor, read_image
 from mmpt.errors import CheckpointError, ConfigError, SampleError
 from mmpt.masking import Exact

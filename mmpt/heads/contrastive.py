@@ -69,6 +69,8 @@ class ContrastiveHead(Head):
     """
 
     contrastive = True
+    remembered: Tensor
+    remembered_groups: Tensor
 
     def __init__(
         self,

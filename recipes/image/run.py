@@ -34,8 +34,8 @@ from mmpt.report import ExampleRow, write_embeddings, write_examples
 from mmpt.training import train
 
 HERE = Path(__file__).parent
-DEMO = ["--trainer.max_epochs", "8"]
-SMOKE = ["--trainer.max_steps", "3", "--trainer.limit_val_batches", "1", "--trainer.val_check_interval", "null"]
+DEMO = ["--trainer.max_epochs", "8", "--trainer.check_val_every_n_epoch", "8"]
+SMOKE = ["--trainer.max_steps", "3", "--trainer.limit_val_batches", "1"]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -62,7 +62,8 @@ def run(options: RecipeOptions, console: Console) -> dict[str, float]:
         metrics |= stages.run("retrieval on your test split", own_retrieval, model, data)
     else:
         metrics |= stages.run("names for an unseen art style", emoji_retrieval, model, data, options)
-    metrics |= stages.run("fine-tuning with few labels", fine_tuning, options, own)
+    if not own or next(iter(data.sources.values())).label_names("class"):
+        metrics |= stages.run("fine-tuning with few labels", fine_tuning, options, own)
     stages.run("examples and map", illustrate, model, data, options)
     metrics |= {f"minutes/{name}": seconds / 60 for name, seconds in stages.seconds.items()}
     finish(options.output, metrics, console)
