@@ -184,6 +184,21 @@ class TestMatching:
         assert output.loss.item() == pytest.approx((0.126928 + 2 * 2.126928) / 3, abs=1e-5)
         assert output.logs["accuracy"].item() == pytest.approx(1 / 3)
 
+    def test_negatives_are_drawn_by_similarity_in_both_directions(self, monkeypatch):
+        given = []
+
+        def watched(similarity, groups):
+            given.append(similarity)
+            return hard_negatives(similarity, groups)
+
+        monkeypatch.setattr("mmpt.heads.alignment.hard_negatives", watched)
+        model = make_model()
+        batch = make_batch(model)
+        bound(MatchingHead("points", temperature=0.1), model)(Features(model, batch))
+        samples, texts = (model.embed(name, batch.inputs[name]) for name in ("points", "text"))
+        assert torch.allclose(given[0], samples @ texts.T / 0.1, atol=1e-5)  # a wrong text for each sample
+        assert torch.allclose(given[1], texts @ samples.T / 0.1, atol=1e-5)  # a wrong sample for each text
+
     def test_pairs_are_samples_with_texts_in_this_order(self):
         model = make_model()
         batch = make_batch(model, range(4))

@@ -19,7 +19,6 @@ from mmpt.losses.contrastive import (
     sigmoid_contrastive,
     softmax_contrastive,
 )
-from mmpt.model import MultimodalModel
 
 
 class Temperature(nn.Module):
@@ -60,17 +59,9 @@ class ContrastiveHead(Head):
         temperature: start of the temperature; 0.07 in CLIP, 0.1 in SigLIP, 0.05 in LangCell.
         learn_temperature: whether it is trained.
         bias: start of the sigmoid loss's bias.
-        memory: how many embeddings of `second` from earlier batches are further negatives (cross-batch memory, arXiv
-            1912.06798); for batches that are small beside the number of things to tell apart. Needs softmax and data
-            with a `group` label.
-
-    Raises:
-        ConfigError: a memory with the sigmoid loss.
     """
 
     contrastive = True
-    remembered: Tensor
-    remembered_groups: Tensor
 
     def __init__(
         self,
@@ -81,24 +72,13 @@ class ContrastiveHead(Head):
         temperature: float = 0.07,
         learn_temperature: bool = True,
         bias: float = -10.0,
-        memory: int = 0,
     ) -> None:
         super().__init__()
-        if memory and loss == "sigmoid":
-            raise ConfigError("memory holds further negatives of the softmax loss; set memory to 0 with sigmoid")
         self.modalities = (first, second)
-        self.memory = memory
         self.loss = loss
         self.same_group = same_group
         self.temperature = Temperature(temperature, learn_temperature)
         self.logit_bias = nn.Parameter(torch.tensor(float(bias))) if loss == "sigmoid" else None
-
-    def bind(self, model: MultimodalModel) -> None:
-        """See `Head`."""
-        super().bind(model)
-        if self.memory:
-            self.register_buffer("remembered", torch.zeros(self.memory, model.embed_dim))
-            self.register_buffer("remembered_groups", torch.full((self.memory,), -1))
 
     def forward(self, features: Features) -> HeadOutput:
         """See `Head`."""
@@ -132,20 +112,8 @@ class ContrastiveHead(Head):
                 all_b=all_b,
                 all_groups=all_groups,
                 offset=offset,
-                memory=self.remembered if self.memory else None,
-                memory_groups=self.remembered_groups if self.memory else None,
             )
-            if self.memory and self.training:
-                self._remember(all_b, all_groups)
         return HeadOutput(result.loss, {"accuracy": result.accuracy, "scale": self.temperature().detach()})
-
-    def _remember(self, rows: Tensor, groups: Tensor | None) -> None:
-        """Put the newest rows in front; the oldest fall out."""
-        if groups is None:
-            raise ConfigError("memory needs data with a `group` label, to know which remembered rows are no negatives")
-        with torch.no_grad():
-            self.remembered = torch.cat([rows.to(self.remembered.dtype), self.remembered])[: self.memory]
-            self.remembered_groups = torch.cat([groups, self.remembered_groups])[: self.memory]
 
 
 class GroupContrastiveHead(Head):

@@ -50,8 +50,6 @@ def softmax_contrastive(
     all_b: Tensor | None = None,
     all_groups: Tensor | None = None,
     offset: int = 0,
-    memory: Tensor | None = None,
-    memory_groups: Tensor | None = None,
 ) -> ContrastiveResult:
     """Symmetric InfoNCE (CLIP, arXiv 2103.00020), with several positives for each row where groups are given.
 
@@ -65,17 +63,11 @@ def softmax_contrastive(
         all_b: (m, d), likewise.
         all_groups: long (m,), likewise.
         offset: place of the local rows in them.
-        memory: (k, d), embeddings like `b` from earlier batches, further negatives for `a` (arXiv 1912.06798).
-        memory_groups: long (k,); a row of `a` does not meet the members of its own group there, nor any below 0.
     """
     all_a = a if all_a is None else all_a
     all_b = b if all_b is None else all_b
     all_groups = groups if all_groups is None else all_groups
-    further = None
-    if memory is not None and memory_groups is not None and groups is not None:
-        apart = (memory_groups >= 0) & (memory_groups[None, :] != groups[:, None])  # (n, k)
-        further = _logits(a, memory, scale).masked_fill(~apart, float("-inf"))
-    loss_a, right_a = _softmax_direction(a, all_b, scale, groups, all_groups, same_group, offset, further)
+    loss_a, right_a = _softmax_direction(a, all_b, scale, groups, all_groups, same_group, offset)
     loss_b, right_b = _softmax_direction(b, all_a, scale, groups, all_groups, same_group, offset)
     return ContrastiveResult((loss_a + loss_b) / 2, loss_a, loss_b, (right_a + right_b) / 2)
 
@@ -88,7 +80,6 @@ def _softmax_direction(
     all_groups: Tensor | None,
     same_group: SameGroup,
     offset: int,
-    further: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     logits = _logits(queries, keys, scale)  # (n, m)
     own = torch.arange(len(queries), device=queries.device) + offset  # (n,)
@@ -98,8 +89,7 @@ def _softmax_direction(
     right = positive.gather(1, logits.argmax(1, keepdim=True)).float().mean()
     if same_group == "mask":
         logits = logits.masked_fill(positive.scatter(1, own[:, None], False), float("-inf"))
-    # log of the denominator, over the keys of the batch and of the memory
-    total = logits.logsumexp(1) if further is None else torch.cat([logits, further], 1).logsumexp(1)  # (n,)
+    total = logits.logsumexp(1)  # (n,), log of the denominator
     if same_group == "soft":
         target = (logits * positive).sum(1) / positive.sum(1)
     else:
