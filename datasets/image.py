@@ -6,12 +6,13 @@ import io
 import warnings
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image
 
 from mmpt.datasets.emoji import Emoji
-from mmpt.datasets.image_layouts import Layout, Picture, read_pictures
+from mmpt.datasets.image_layouts import Layout, Picture, images_below, read_pictures
 from mmpt.errors import ConfigError, DataError, SampleError
 from mmpt.files import hash_fraction, read_member
 from mmpt.source import Examples, Sample, Source, Split
@@ -101,6 +102,15 @@ class ImageText(Source):
         collection = self._collection()
         chosen = [number for number, split in enumerate(collection.splits) if split == name]
         return Pictures(collection, chosen)
+
+    def everything(self) -> Examples:
+        """All pictures in order, for embedding them; those of a folder need no texts."""
+        if self.path is not None and Path(self.path).is_dir():
+            folder = Path(self.path)
+            pictures = [Sample({"image": str(file)}, str(file.relative_to(folder))) for file in images_below(folder)]
+            if pictures:
+                return pictures
+        return super().everything()
 
     def label_names(self, label: str) -> Sequence[str]:
         """The names of the classes for the label `class`."""

@@ -101,7 +101,7 @@ def read_folder(folder: Path, layout: Layout) -> list[Picture]:
     pictures = [
         Picture(file, None, str(file.relative_to(folder)), layout.class_text(part.name), part.name)
         for part in folders
-        for file in _images_below(part)
+        for file in images_below(part)
     ]
     if pictures:
         return pictures
@@ -121,7 +121,8 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
-def _images_below(folder: Path) -> Iterator[Path]:
+def images_below(folder: Path) -> Iterator[Path]:
+    """All picture files of a folder and its folders, in order."""
     for place, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):

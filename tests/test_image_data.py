@@ -523,3 +523,13 @@ def test_missing_packages_are_named_with_the_way_to_install_them(monkeypatch):
     monkeypatch.setattr(emoji_art, "version", gone)
     with pytest.raises(DataError, match=r'pip install "mmpt\[image\]"'):
         Emoji().split("test")
+
+
+def test_everything_of_a_folder_needs_no_texts(tmp_path):
+    for name in ("b.png", "a.jpg", "c/d.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    (tmp_path / "notes.md").write_text("not a picture")
+    everything = ImageText(str(tmp_path)).everything()
+    assert [everything[i].name for i in range(len(everything))] == ["a.jpg", "b.png", "c/d.png"]
+    assert all(set(everything[i].modalities) == {"image"} for i in range(3))
