@@ -269,7 +269,9 @@ class MultimodalModel(nn.Module, Configurable):
         prompts = [prompt] * count if isinstance(prompt, str) else list(prompt)
         with evaluating(self), torch.no_grad():
             inputs = self.process(TEXT, prompts)
-            ids, mask = _open_end(inputs, self.text.tokenizer.sep_token_id)
+            tokenizer = self.text.tokenizer
+            end_id = tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id
+            ids, mask = _open_end(inputs, end_id)
             context = self._context(modalities)
             foreign = concatenate(*context) if context else None
             crossed = self.fusion == "cross_attention"
@@ -281,7 +283,7 @@ class MultimodalModel(nn.Module, Configurable):
                 context=foreign if crossed else None,
                 attention="causal" if crossed or foreign is None else "prefix",
                 max_new_tokens=max_new_tokens,
-                end_id=self.text.tokenizer.sep_token_id,
+                end_id=end_id,
                 temperature=temperature,
                 top_p=top_p,
                 beams=beams,
