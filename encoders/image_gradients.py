@@ -72,7 +72,8 @@ def _normalized(edges: Tensor) -> Tensor:
 class GradientResNet(nn.Module):
     """Three stages of timm's basic residual blocks on `OrientedGradients`, beside them the coarse cells as they are.
 
-    Follows timm's interface as far as encoders use it. One place of the feature map stands for 16 x 16 pixels.
+    Follows timm's interface as far as encoders use it. One place of the feature map stands for 16 x 16 pixels. The last
+    `fixed_features` channels are the coarse cells, standardised, in which nothing is trained.
 
     Args:
         channels: of the stages.
@@ -104,7 +105,8 @@ class GradientResNet(nn.Module):
         )
         self.stages = nn.Sequential(network.layer1, network.layer2, network.layer3)
         self.reduce = nn.Sequential(nn.Conv2d(channels[-1], out, 1, bias=False), nn.BatchNorm2d(out))
-        self.coarse_norm = nn.BatchNorm2d(4 * inputs)
+        self.coarse_norm = nn.BatchNorm2d(4 * inputs, affine=False)
+        self.fixed_features = 4 * inputs
         self.num_features = self.head_hidden_size = out + 4 * inputs
         self.feature_info = [{"num_chs": self.num_features, "reduction": 16, "module": "stages"}]
 

@@ -44,12 +44,14 @@ class Modality(nn.Module, Configurable):
         connector: Connector | None = None,
         pooling: Pooling = "mean",
         through_text: bool = False,
+        projection: bool = True,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.connector = connector
         self.pooling = pooling
         self.through_text = through_text
+        self.projection = projection
 
     def pool(self, tokens: Tokens) -> Tensor:
         """(batch, width)."""
@@ -107,9 +109,7 @@ class MultimodalModel(nn.Module, Configurable):
                 )
             _join(name, modality, text)
             self.modalities[name] = modality
-        self.projections = nn.ModuleDict(
-            {name: nn.Linear(self._pooled_width(name), embed_dim, bias=False) for name in self.modalities}
-        )
+        self.projections = nn.ModuleDict({name: self._projection(name) for name in self.modalities})
         self.norms = nn.ModuleDict(
             {name: nn.BatchNorm1d(embed_dim, affine=False) for name in self.modalities} if batch_norm else {}
         )
@@ -141,6 +141,17 @@ class MultimodalModel(nn.Module, Configurable):
     def _pooled_width(self, name: str) -> int:
         modality = self.modality(name)
         return self.text.width if modality.through_text else modality.encoder.width
+
+    def _projection(self, name: str) -> nn.Module:
+        width = self._pooled_width(name)
+        if self.modality(name).projection:
+            return nn.Linear(width, self.embed_dim, bias=False)
+        if width != self.embed_dim:
+            raise ConfigError(
+                f"modality {name!r} has projection: false and width {width}, but embed_dim is {self.embed_dim}; "
+                "make them equal, or let it be projected"
+            )
+        return nn.Identity()
 
     # Tensors to tensors: what training uses.
 

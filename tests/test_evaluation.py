@@ -12,7 +12,7 @@ from torchmetrics.functional.retrieval import retrieval_hit_rate, retrieval_reci
 from mmpt.errors import DataError
 from mmpt.evaluation.intervals import bootstrap_interval
 from mmpt.evaluation.linear_probe import STRENGTHS, _hold_out, linear_probe
-from mmpt.evaluation.nearest import nearest
+from mmpt.evaluation.nearest import label_similarity, nearest
 from mmpt.evaluation.projection import TSNE_LIMIT, two_dimensional
 from mmpt.evaluation.retrieval import retrieval
 from mmpt.evaluation.zero_shot import ensemble, zero_shot
@@ -359,3 +359,18 @@ class TestProjection:
             two_dimensional(torch.zeros(TSNE_LIMIT + 1, 3), method="tsne")
         with pytest.raises(DataError, match="4 to 2000"):
             two_dimensional(normal(3, 3), method="tsne")
+
+
+class TestLabelSimilarity:
+    def test_each_label_counts_with_its_most_similar_example(self):
+        gallery, labels = at(0, 60, 90), torch.tensor([2, 0, 2])
+        got = label_similarity(5 * at(30, 80), gallery, labels, 3, chunk=1)
+        cosine = lambda degrees: float(np.cos(np.deg2rad(degrees)))  # noqa: E731
+        expected = torch.tensor([[cosine(30), -1, cosine(30)], [cosine(20), -1, cosine(10)]])
+        torch.testing.assert_close(got, expected)
+
+    def test_labels_outside_the_range_and_other_widths_are_refused(self):
+        with pytest.raises(DataError):
+            label_similarity(at(0), at(0, 1), torch.tensor([0, 2]), 2)
+        with pytest.raises(DataError):
+            label_similarity(at(0), torch.ones(2, 3), torch.tensor([0, 1]), 2)

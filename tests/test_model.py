@@ -14,6 +14,7 @@ from points import TEXTS, make_batch, make_model, text_transformer
 from safetensors.torch import load_file, save_file
 from shapes import NAMES, PointsEncoder, PointsSource
 from torch import nn
+from torch.nn import functional
 
 from mmpt.connectors import LinearConnector, ResamplerConnector
 from mmpt.errors import CheckpointError, ConfigError, DataError, SampleError, UntrustedClassError
@@ -385,3 +386,14 @@ class TestFolders:
         with torch.no_grad():
             one.projections["points"].weight.zero_()
         assert other.projections["points"].weight.any()
+
+
+def test_an_encoder_that_ends_in_the_joint_space_needs_no_projection():
+    points = Modality(PointsEncoder(), projection=False)
+    width = points.encoder.width
+    model = MultimodalModel(text_transformer(), {"points": points}, embed_dim=width).eval()
+    tokens = model.encode("points", model.process("points", POINTS))
+    torch.testing.assert_close(model.embed("points", POINTS), functional.normalize(tokens.mean(), dim=-1))
+    other = Modality(PointsEncoder(), projection=False)
+    with pytest.raises(ConfigError, match="projection: false"):
+        MultimodalModel(text_transformer(), {"points": other}, embed_dim=width + 1)

@@ -8,6 +8,7 @@ import torch
 from sklearn.dummy import DummyClassifier
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
+from torch.nn import functional as F
 
 from mmpt.errors import DataError
 from mmpt.evaluation.checks import Array, embeddings_of, labels_of, same_width
@@ -71,3 +72,33 @@ def nearest(train_x: Array, train_y: Array, test_x: Array, test_y: Array, k: int
         majority=float((majority == score_y).mean()),
         predictions=torch.from_numpy(predictions),
     )
+
+
+def label_similarity(queries: Array, gallery: Array, labels: Array, count: int, chunk: int = 1024) -> Tensor:
+    """How similar each query is to the most similar example of each label.
+
+    Added to the similarities of label texts, it joins what a model knows from words with labelled examples in memory,
+    without training (Tip-Adapter, Zhang et al. 2022, arXiv 2111.03930, keeps such a cache).
+
+    Args:
+        queries: (n, d); the length of a vector plays no role.
+        gallery: (m, d), labelled examples.
+        labels: integers (m,) from 0 to count - 1.
+        count: number of labels.
+        chunk: queries compared at once; memory beyond the result is proportional to `chunk * m`.
+
+    Returns:
+        float32 (n, count) cosines; -1, the least, for a label without examples.
+
+    Raises:
+        DataError: shapes that do not fit, values that are not finite, or labels outside their range.
+    """
+    query_nd, gallery_md = embeddings_of(queries, "queries"), embeddings_of(gallery, "gallery")
+    same_width(query_nd, gallery_md, "queries and gallery")
+    label_m = labels_of(labels, "labels", len(gallery_md), classes=count).to(query_nd.device)
+    gallery_md = F.normalize(gallery_md, dim=1).to(query_nd.device)
+    parts = []
+    for rows in F.normalize(query_nd, dim=1).split(chunk):
+        least = torch.full((len(rows), count), -1.0, device=rows.device)
+        parts.append(least.scatter_reduce(1, label_m.expand(len(rows), -1), rows @ gallery_md.T, "amax"))
+    return torch.cat(parts) if parts else query_nd.new_zeros(0, count)

@@ -25,6 +25,7 @@ from mmpt.datasets.emoji import Emoji
 from mmpt.datasets.emoji_art import drawings
 from mmpt.encoders.image_processor import read_image
 from mmpt.errors import MmptError
+from mmpt.evaluation.nearest import label_similarity
 from mmpt.evaluation.projection import two_dimensional
 from mmpt.evaluation.retrieval import retrieval
 from mmpt.finetuning import rebuilt
@@ -100,26 +101,33 @@ def emoji_retrieval(model: MultimodalModel, data: MultimodalData, options: Recip
     candidates = [names[group] for group in shown]
     unseen, labels = embed_split(model, data, "test", ("image",))
     seen, seen_labels = embed_split(model, data, "validation", ("image",))
-    texts = model.embed(TEXT, candidates)
     target = torch.tensor([place[group] for group in labels["group"].tolist()])
     subsets = {
         "all": torch.ones(len(target), dtype=torch.bool),
         "without_flags": labels["flag"] == 0,
         "without_flags_and_tones": (labels["flag"] == 0) & (labels["tone"] == 0),
     }
+    memory = training_drawings(emoji)
+    memory_numbers = torch.tensor([place[number] for number, _ in memory])
+
+    def by_text(model: MultimodalModel, pictures: Tensor) -> Tensor:
+        return pictures @ model.embed(TEXT, candidates).T
+
+    def by_text_and_gallery(model: MultimodalModel, pictures: Tensor) -> Tensor:
+        gallery = model.embed("image", [drawing for _, drawing in memory], batch_size=512)
+        return by_text(model, pictures) + label_similarity(pictures, gallery, memory_numbers, len(candidates))
+
     fresh = rebuilt(model).eval()
-    scores = {
-        "": unseen @ texts.T,
-        "_untrained": embed_split(fresh, data, "test", ("image",))[0] @ fresh.embed(TEXT, candidates).T,
-    }
-    if not options.smoke:
-        scores["_hog"] = classic_scores(emoji, place)
+    fresh_unseen, _ = embed_split(fresh, data, "test", ("image",))
+    hog = {} if options.smoke else {"_hog": classic_scores(emoji, memory, memory_numbers, len(candidates))}
     metrics: dict[str, float] = {}
-    for subset, rows in subsets.items():
-        for suffix, score in scores.items():
-            metrics |= _recalls(f"unseen_style/{subset}", score[rows], target[rows], suffix)
+    for task, score_names in (("unseen_style", by_text), ("unseen_style_with_gallery", by_text_and_gallery)):
+        scores = {"": score_names(model, unseen), "_untrained": score_names(fresh, fresh_unseen)} | hog
+        for subset, rows in subsets.items():
+            for suffix, score in scores.items():
+                metrics |= _recalls(f"{task}/{subset}", score[rows], target[rows], suffix)
     seen_target = torch.tensor([place[group] for group in seen_labels["group"].tolist()])
-    metrics |= _recalls("seen_style/all", seen @ texts.T, seen_target, "")
+    metrics |= _recalls("seen_style/all", by_text(model, seen), seen_target, "")
     return metrics
 
 
@@ -133,16 +141,17 @@ def _recalls(prefix: str, scores: Tensor, target: Tensor, suffix: str) -> dict[s
     return metrics
 
 
-def classic_scores(emoji: Emoji, place: dict[int, int]) -> Tensor:
+def training_drawings(emoji: Emoji) -> list[tuple[int, Any]]:
+    """Number and drawing of each emoji in each training style."""
+    styles = [drawings(style, emoji.size) for family in emoji.families for style in family]
+    return [(number, drawn[number]) for drawn in styles for number in drawn.numbers]
+
+
+def classic_scores(emoji: Emoji, shown: list[tuple[int, Any]], numbers: Tensor, count: int) -> Tensor:
     """Scores of the names for the unseen style by the nearest training picture in gradients and colours."""
-    gallery, numbers = [], []
-    for style in [style for family in emoji.families for style in family]:
-        drawn = drawings(style, emoji.size)
-        gallery += [drawn[number] for number in drawn.numbers]
-        numbers += [place[number] for number in drawn.numbers]
     queries = [sample.modalities["image"] for sample in samples(emoji.split("test"))]
-    shown = features(map(read_image, track(gallery, description="baseline")))
-    return name_scores(features(map(read_image, queries)), shown, torch.tensor(numbers), len(place))
+    gallery = [drawing for _, drawing in track(shown, description="baseline")]
+    return name_scores(features(map(read_image, queries)), features(map(read_image, gallery)), numbers, count)
 
 
 def fine_tuning(options: RecipeOptions, own: bool) -> dict[str, float]:
