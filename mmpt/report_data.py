@@ -384,7 +384,7 @@ def _losses(path: Path) -> dict[tuple[str, str], Curve]:
                     points[column].append(point)
     curves = {}
     for column, key in columns.items():
-        if points[column]:
+        if any(value != 0 for _, value in points[column]):  # exactly 0 throughout: batches without what a head compares
             steps, values = zip(*sorted(points[column]), strict=True)
             curves[key] = Curve(np.array(steps), np.array(values))
     return curves

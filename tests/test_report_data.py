@@ -107,6 +107,10 @@ class TestLogs:
         log(tmp_path, "step,train/loss,validation/loss\n0,4,\n1,nan,\n2,inf,\n3,3,\n4,2.1")
         assert self.curves(tmp_path) == {("", "", "train"): [(0, 4), (3, 3)]}
 
+    def test_a_head_that_had_nothing_to_compare_has_no_curve(self, tmp_path):
+        log(tmp_path, "step,train/a/loss,validation/a/loss\n0,4,\n1,0,0\n2,3,0\n")
+        assert self.curves(tmp_path) == {("", "a", "train"): [(0, 4), (1, 0), (2, 3)]}
+
     def test_a_damaged_cell_is_named(self, tmp_path):
         log(tmp_path, "step,train/loss\n0,4\n1,tensor(3)\n")
         with pytest.raises(DataError, match=r"metrics\.csv, line 3: step '1' with train/loss 'tensor\(3\)'"):
