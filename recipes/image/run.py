@@ -35,7 +35,7 @@ from mmpt.report import ExampleRow, write_embeddings, write_examples
 from mmpt.training import train
 
 HERE = Path(__file__).parent
-DEMO = ["--trainer.max_epochs", "6", "--trainer.check_val_every_n_epoch", "6"]
+DEMO = ["--trainer.max_epochs", "5", "--trainer.check_val_every_n_epoch", "5"]
 SMOKE = ["--trainer.max_steps", "3", "--trainer.limit_val_batches", "1"]
 
 
