@@ -26,7 +26,7 @@ test: check  ## everything that CI runs
 test-slow: .venv/ready  ## checks that take minutes
 	$(BIN)/pytest -m slow
 
-recipes-image: .venv/ready  ## the full image recipe, about 25 minutes on 2 cores
+recipes-image: .venv/ready  ## the full image recipe, about 20 minutes on 2 cores
 	$(BIN)/python recipes/image/run.py --output runs/image
 
 clean:

@@ -94,8 +94,6 @@ class PlaceProjection(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """(batch, places, in_width) -> (batch, places, out_width + fixed_width)."""
         trained = torch.einsum("bpi,pio->bpo", self.dropout(values), self.weight)
-        if self.fixed.shape[2] == 0:
-            return trained
         read = values[..., values.shape[2] - self.fixed.shape[1] :]
         return torch.cat([trained, torch.einsum("bpi,pio->bpo", read, self.fixed.to(read.dtype))], 2)
 

@@ -25,8 +25,8 @@ def ramp(angle_degrees, size=32):
 
 class TestOrientedGradients:
     @pytest.mark.parametrize("number", range(4))
-    def test_a_ramp_fills_its_own_orientation_and_half_of_each_neighbour(self, number):
-        # orientation k of 4 stands for 45k degrees; cos^2 of twice the distance is 0 for the neighbours at 45 degrees
+    def test_a_ramp_fills_its_own_orientation_alone(self, number):
+        # orientation k of 4 stands for 45k degrees; its neighbours are 90 degrees away once angles are doubled
         fine, _ = OrientedGradients(4, 4)(ramp(45 * number))
         inner = fine[0, :4, 2:-2, 2:-2].mean((1, 2))
         others = [k for k in range(4) if k != number]
@@ -101,6 +101,15 @@ class TestFixedMaps:
         other.load_state_dict(encoder.state_dict())
         pixels = {"pixels": torch.rand(2, 3, 32, 32)}
         torch.testing.assert_close(other.eval()(pixels).values, encoder(pixels).values)
+
+    def test_without_fixed_maps_a_place_has_the_trained_vector_alone(self):
+        encoder = encoder_with(place_width=5).eval()
+        pixels = torch.rand(2, 3, 32, 32)
+        features = encoder.backbone.forward_features(pixels).flatten(2).mT
+        got = encoder({"pixels": pixels}).values
+        assert encoder.width == 5
+        for place in range(4):
+            torch.testing.assert_close(got[:, place], features[:, place] @ encoder.places.weight[place])
 
     def test_a_network_without_fixed_features_is_refused(self):
         with pytest.raises(ConfigError, match="gradient_resnet"):

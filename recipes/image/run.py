@@ -150,8 +150,8 @@ def training_drawings(emoji: Emoji) -> list[tuple[int, Any]]:
 def classic_scores(emoji: Emoji, shown: list[tuple[int, Any]], numbers: Tensor, count: int) -> Tensor:
     """Scores of the names for the unseen style by the nearest training picture in gradients and colours."""
     queries = [sample.modalities["image"] for sample in samples(emoji.split("test"))]
-    gallery = [drawing for _, drawing in track(shown, description="baseline")]
-    return name_scores(features(map(read_image, queries)), features(map(read_image, gallery)), numbers, count)
+    gallery = (read_image(drawing) for _, drawing in track(shown, description="baseline"))
+    return name_scores(features(map(read_image, queries)), features(gallery), numbers, count)
 
 
 def fine_tuning(options: RecipeOptions, own: bool) -> dict[str, float]:
