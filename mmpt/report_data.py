@@ -216,14 +216,15 @@ def read_run(folder: Path) -> Run:
     """Read everything that a report shows.
 
     Args:
-        folder: a run folder, with metrics.json or a log below logs/.
+        folder: a run folder, with metrics.json, run.json or a log below logs/. A run of fewer steps than the logging
+            interval has run.json alone.
 
     Raises:
         DataError: not a run folder, or a damaged file in it.
     """
     logs = sorted((folder / "logs").rglob("metrics.csv"))
-    if not (folder / "metrics.json").is_file() and not logs:
-        problem = "holds neither metrics.json nor logs/**/metrics.csv" if folder.is_dir() else "is not a folder"
+    if not logs and not any((folder / name).is_file() for name in ("metrics.json", "run.json")):
+        problem = "holds no metrics.json, run.json or logs/**/metrics.csv" if folder.is_dir() else "is not a folder"
         raise DataError(
             f"{folder} {problem}; expected the folder of a run, as `mmpt fit` and a recipe's `run.py --output` write it"
         )

@@ -46,6 +46,13 @@ def test_fit_leaves_everything_that_the_documentation_lists(run):
     assert facts["steps"] == 12
 
 
+def test_a_run_too_short_to_be_logged_still_ends_with_a_report(config, tmp_path):
+    options = ["--trainer.max_steps", 2, "--trainer.log_every_n_steps", 10, "--trainer.limit_val_batches", 0]
+    assert mmpt("fit", "--config", config, "--output", tmp_path / "run", *options) == 0
+    assert not list(tmp_path.glob("run/logs/**/metrics.csv"))
+    assert "No losses were logged" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
 def test_the_written_configuration_repeats_the_run(run, tmp_path):
     assert mmpt("fit", "--config", run / "config.yaml", "--output", tmp_path / "again") == 0
     first, second = (MultimodalModel.from_pretrained(f / "model", trust=["shapes"]) for f in (run, tmp_path / "again"))
