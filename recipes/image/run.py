@@ -35,7 +35,7 @@ from mmpt.report import ExampleRow, write_embeddings, write_examples
 from mmpt.training import train
 
 HERE = Path(__file__).parent
-DEMO = ["--trainer.max_epochs", "5", "--trainer.check_val_every_n_epoch", "5"]
+DEMO = ["--trainer.max_epochs", "4", "--trainer.check_val_every_n_epoch", "4"]
 SMOKE = ["--trainer.max_steps", "3", "--trainer.limit_val_batches", "1"]
 
 
