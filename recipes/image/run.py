@@ -110,35 +110,38 @@ def emoji_retrieval(model: MultimodalModel, data: MultimodalData, options: Recip
     memory = training_drawings(emoji)
     memory_numbers = torch.tensor([place[number] for number, _ in memory])
 
-    def by_text(model: MultimodalModel, pictures: Tensor) -> Tensor:
-        return pictures @ model.embed(TEXT, candidates).T
-
-    def by_text_and_gallery(model: MultimodalModel, pictures: Tensor) -> Tensor:
-        gallery = model.embed("image", [drawing for _, drawing in memory], batch_size=512)
-        return by_text(model, pictures) + label_similarity(pictures, gallery, memory_numbers, len(candidates))
+    def ranks(model: MultimodalModel, pictures: Tensor) -> dict[str, Tensor]:
+        by_text = pictures @ model.embed(TEXT, candidates).T
+        gallery = model.embed("image", [drawing for _, drawing in memory], batch_size=256)
+        similar = label_similarity(pictures, gallery, memory_numbers, len(candidates))
+        return {"unseen_style": _ranks(by_text, target), "unseen_style_with_gallery": _ranks(by_text + similar, target)}
 
     fresh = rebuilt(model).eval()
-    fresh_unseen, _ = embed_split(fresh, data, "test", ("image",))
-    hog = {} if options.smoke else {"_hog": classic_scores(emoji, memory, memory_numbers, len(candidates))}
+    found = {"": ranks(model, unseen), "_untrained": ranks(fresh, embed_split(fresh, data, "test", ("image",))[0])}
+    if not options.smoke:
+        classic = _ranks(classic_scores(emoji, memory, memory_numbers, len(candidates)), target)
+        found["_hog"] = dict.fromkeys(found[""], classic)
+    chance = torch.arange(1, len(candidates) + 1)  # every rank equally often
     metrics: dict[str, float] = {}
-    for task, score_names in (("unseen_style", by_text), ("unseen_style_with_gallery", by_text_and_gallery)):
-        scores = {"": score_names(model, unseen), "_untrained": score_names(fresh, fresh_unseen)} | hog
+    for task in found[""]:
         for subset, rows in subsets.items():
-            for suffix, score in scores.items():
-                metrics |= _recalls(f"{task}/{subset}", score[rows], target[rows], suffix)
+            metrics |= _recalls(f"{task}/{subset}", chance, "_chance")
+            for suffix, tasks in found.items():
+                metrics |= _recalls(f"{task}/{subset}", tasks[task][rows], suffix)
     seen_target = torch.tensor([place[group] for group in seen_labels["group"].tolist()])
-    metrics |= _recalls("seen_style/all", by_text(model, seen), seen_target, "")
-    return metrics
+    metrics |= _recalls("seen_style/all", _ranks(seen @ model.embed(TEXT, candidates).T, seen_target), "")
+    return metrics | _recalls("seen_style/all", chance, "_chance")
 
 
-def _recalls(prefix: str, scores: Tensor, target: Tensor, suffix: str) -> dict[str, float]:
-    """R@1 and R@5 of a (queries, names) score matrix; with the chance level for the model itself."""
+def _ranks(scores: Tensor, target: Tensor) -> Tensor:
+    """Rank of the right name in each row of a (queries, names) score matrix."""
     # the cosine of a row of scores with a unit vector is the score, up to a factor of the row
-    result = retrieval(scores, torch.eye(scores.shape[1]), target, ks=(1, 5))
-    metrics = {f"{prefix}/R@{k}{suffix}": value for k, value in result.recall.items()}
-    if not suffix:
-        metrics |= {f"{prefix}/R@{k}_chance": value for k, value in result.chance.items()}
-    return metrics
+    return retrieval(scores, torch.eye(scores.shape[1]), target, ks=(1, 5)).ranks
+
+
+def _recalls(prefix: str, ranks: Tensor, suffix: str) -> dict[str, float]:
+    """R@1 and R@5."""
+    return {f"{prefix}/R@{k}{suffix}": float((ranks <= k).float().mean()) for k in (1, 5)}
 
 
 def training_drawings(emoji: Emoji) -> list[tuple[int, Any]]:
