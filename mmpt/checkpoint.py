@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,8 +57,44 @@ def from_pretrained(folder: Path, trust: Sequence[str] = ()) -> MultimodalModel:
     return model.eval()
 
 
-def load_weights(module: torch.nn.Module, path: Path) -> None:
+class NewWeightsWarning(UserWarning):
+    """Parts of a model that a folder has no weights for, which start new."""
+
+
+def start_from(model: MultimodalModel, folder: Path) -> None:
+    """Load a folder's weights into a model that may have more parts than the folder.
+
+    Raises:
+        CheckpointError: no model folder, damaged, with weights that the model has no place for, or with other tokens.
+    """
+    from mmpt.tokenization import load_tokenizer
+
+    if not (folder / WEIGHTS).is_file():
+        raise CheckpointError(f"{folder} has no {WEIGHTS}; a model folder is what an earlier stage wrote as RUN/model")
+    if load_tokenizer(folder / "tokenizer").get_vocab() != model.text.tokenizer.get_vocab():
+        raise CheckpointError(
+            f"the tokenizer of {folder} gives other ids than the model's, so its word vectors would stand for other "
+            f"words; set the text transformer's tokenizer to {folder / 'tokenizer'}"
+        )
+    missing = load_weights(model, folder / WEIGHTS, partial=True)
+    if missing:
+        warnings.warn(
+            f"{folder} has no weights for {len(missing)} parameters, which start new: {', '.join(missing[:5])}",
+            NewWeightsWarning,
+            stacklevel=2,
+        )
+
+
+def load_weights(module: torch.nn.Module, path: Path, partial: bool = False) -> list[str]:
     """Load a safetensors file into a module; every parameter must be present, once, with its shape.
+
+    Args:
+        module: loaded into.
+        path: the file.
+        partial: parameters may be missing from the file.
+
+    Returns:
+        The names that are missing.
 
     Raises:
         CheckpointError: the file is damaged or belongs to another configuration.
@@ -72,11 +109,12 @@ def load_weights(module: torch.nn.Module, path: Path) -> None:
     except RuntimeError as error:
         raise CheckpointError(f"{path} belongs to another configuration: {error}") from error
     missing = [name for name in missing if not (tied.get(name, set()) & weights.keys())]
-    if missing or unexpected:
+    if (missing and not partial) or unexpected:
         raise CheckpointError(
             f"{path} belongs to another configuration: {len(missing)} parameters are missing "
             f"({', '.join(missing[:3])}), {len(unexpected)} are unknown ({', '.join(unexpected[:3])})"
         )
+    return missing
 
 
 def _tied_names(module: torch.nn.Module) -> dict[str, set[str]]:

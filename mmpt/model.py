@@ -153,6 +153,10 @@ class MultimodalModel(nn.Module, Configurable):
             )
         return nn.Identity()
 
+    def parts(self, name: str) -> list[nn.Module]:
+        """Everything that belongs to one modality alone: encoder, connector, projection and norm."""
+        return [self.modality(name), self.projections[name], *([self.norms[name]] if name in self.norms else [])]
+
     # Tensors to tensors: what training uses.
 
     def connect(self, name: str, encoded: Tokens) -> Tokens:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data.distributed import DistributedSampler
 
 from mmpt.batches import Batch, hash_seed
+from mmpt.checkpoint import start_from
 from mmpt.errors import ConfigError, NonFiniteLossError
 from mmpt.features import Features
 from mmpt.heads.head import Head
@@ -32,6 +34,10 @@ class Pretraining(L.LightningModule):
     Args:
         model: what is trained.
         heads: name -> head.
+        pretrained: model folder (`save_pretrained`, an earlier stage's RUN/model) whose weights the model starts from.
+            What `model` has and the folder lacks (a connector, cross-attention) starts new, with a warning.
+        freeze: modalities that are not trained: their encoder, connector, projection and norm keep the weights they
+            start with and stay in evaluation mode (LiT, arXiv 2111.07991).
         weights: name -> weight of the head's loss: a number, or [step, weight] points with straight lines between them.
             Heads not named have weight 1; with weight 0 a head is not computed.
         lr: peak learning rate of AdamW.
@@ -42,13 +48,16 @@ class Pretraining(L.LightningModule):
         total_steps: length of the schedule; None is the length of the run, from the trainer's max_steps or max_epochs.
 
     Raises:
-        ConfigError: a head needs what the model lacks, or a weight names no head.
+        ConfigError: a head needs what the model lacks, a weight names no head, or `freeze` no modality.
+        CheckpointError: `pretrained` is no model folder, or has weights that the model has no place for.
     """
 
     def __init__(
         self,
         model: MultimodalModel,
         heads: dict[str, Head],
+        pretrained: str | None = None,
+        freeze: Sequence[str] = (),
         weights: dict[str, float | list[list[float]]] | None = None,
         lr: float = 1e-3,
         weight_decay: float = 0.05,
@@ -64,6 +73,11 @@ class Pretraining(L.LightningModule):
         if unknown:
             raise ConfigError(f"weights name {sorted(unknown)}, but the heads are {sorted(heads)}")
         self.model = model
+        if pretrained is not None:
+            start_from(model, Path(pretrained))
+        self.frozen = [part for name in freeze for part in model.parts(name)]
+        for part in self.frozen:
+            part.requires_grad_(False).eval()
         for name, head in heads.items():
             try:
                 head.bind(model)
@@ -74,6 +88,13 @@ class Pretraining(L.LightningModule):
         self.lr, self.weight_decay, self.betas, self.eps = lr, weight_decay, betas, eps
         self.warmup_steps, self.total_steps = warmup_steps, total_steps
         self._seed: int | None = None
+
+    def train(self, mode: bool = True) -> Pretraining:
+        """Switch between training and evaluation; what is frozen stays in evaluation mode."""
+        super().train(mode)
+        for part in self.frozen:
+            part.eval()
+        return self
 
     def on_fit_start(self) -> None:
         """Refuse settings that would train something else than what is asked for."""

@@ -7,17 +7,22 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
-from points import make_batch, make_pretraining, make_trainer
+from points import make_batch, make_model, make_pretraining, make_trainer
 from shapes import PointsSource
 from torch import nn
 
 from mmpt.batches import Batch
+from mmpt.checkpoint import NewWeightsWarning
 from mmpt.data import MultimodalData
-from mmpt.errors import ConfigError, NonFiniteLossError
+from mmpt.errors import CheckpointError, ConfigError, NonFiniteLossError
 from mmpt.heads import CaptioningHead, ContrastiveHead, Head, HeadOutput, MaskedHead, MatchingHead
 from mmpt.masking import Span
+from mmpt.model import MultimodalModel
 from mmpt.optimization import interpolate, parameter_groups, warmup_cosine
+from mmpt.pretraining import Pretraining
 from mmpt.source import Sample
+from mmpt.text import TextTransformer
+from mmpt.tokenization import train_wordpiece
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
@@ -43,6 +48,56 @@ class Constant(Head):
 
 def figures(**options):
     return MultimodalData({"figures": PointsSource(size=80)}, **{"batch_size": 16, **options})
+
+
+class TestStages:
+    """A later stage starts from an earlier one's folder, with parts of it locked."""
+
+    def test_starts_from_the_folder_and_warns_of_new_parts(self, tmp_path):
+        first = make_model()
+        first.save_pretrained(tmp_path)
+        torch.manual_seed(1)
+        second = make_model(fusion="cross_attention")
+        new = {name for name in second.state_dict() if name not in first.state_dict()}
+        assert new
+        assert all("cross" in name for name in new)
+        with pytest.warns(NewWeightsWarning, match=f"{len(new)} parameters"):
+            Pretraining(second, {"one": Constant()}, pretrained=str(tmp_path))
+        for name, value in first.state_dict().items():
+            assert torch.equal(second.state_dict()[name], value), name
+
+    def test_refuses_folders_that_do_not_fit(self, tmp_path):
+        with pytest.raises(CheckpointError, match="RUN/model"):
+            Pretraining(make_model(), {"one": Constant()}, pretrained=str(tmp_path))
+        make_model(fusion="cross_attention").save_pretrained(tmp_path)
+        with pytest.raises(CheckpointError, match="are unknown"):
+            Pretraining(make_model(), {"one": Constant()}, pretrained=str(tmp_path))
+
+    def test_refuses_a_folder_with_other_tokens(self, tmp_path):
+        make_model().save_pretrained(tmp_path)
+        other = MultimodalModel(TextTransformer(train_wordpiece(["quite other words"] * 3, 60), width=32, depth=1))
+        with pytest.raises(CheckpointError, match="other ids"):
+            Pretraining(other, {"one": Constant(modalities=("text",))}, pretrained=str(tmp_path))
+
+    def test_a_frozen_tower_stays_as_it_is_and_the_other_learns(self):
+        torch.manual_seed(0)
+        model = make_model(dropout=0.3, batch_norm=True)
+        module = Pretraining(model, {"c": ContrastiveHead("points")}, freeze=["points"], warmup_steps=0, lr=1e-2)
+        before = {name: value.clone() for name, value in module.state_dict().items()}
+        points = make_batch(model).inputs["points"]
+        module.eval()
+        embedded = model.embed("points", points)
+        make_trainer(max_steps=3).fit(module.train(), figures())
+        changed = {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
+        assert any(name.startswith("model.modalities.text.") for name in changed)
+        assert any(name.startswith("model.norms.text.") for name in changed)
+        assert not [name for name in changed if ".points." in name]
+        # neither dropout nor the batch's own statistics touch it in training
+        assert torch.equal(module.train().model.embed("points", points), embedded)
+
+    def test_freezing_needs_a_modality(self):
+        with pytest.raises(ConfigError, match="smell"):
+            make_pretraining({"one": Constant()}, freeze=["smell"])
 
 
 class TestSum:
