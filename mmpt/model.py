@@ -74,6 +74,8 @@ class MultimodalModel(nn.Module, Configurable):
             must open first. With several processes use `trainer.sync_batchnorm`.
         text_pooling: how a text becomes one vector.
         text_attention: of the text encoder; "causal" goes with pooling "last" (CLIP).
+        text_length: longest text in tokens. The rest of the text transformer's `max_length` is room for the tokens that
+            other modalities put in front of a text; None leaves none.
         unique_texts: encode equal texts of a batch once: for data in which many samples share a text.
         fusion: how another modality's tokens reach the text transformer: in front of the text ("prefix"), or as the
             keys and values of its cross-attention layers ("cross_attention").
@@ -90,6 +92,7 @@ class MultimodalModel(nn.Module, Configurable):
         batch_norm: bool = False,
         text_pooling: Pooling = "first",
         text_attention: Literal["bidirectional", "causal"] = "bidirectional",
+        text_length: int | None = None,
         unique_texts: bool = False,
         fusion: Literal["prefix", "cross_attention"] = "prefix",
     ) -> None:
@@ -99,7 +102,11 @@ class MultimodalModel(nn.Module, Configurable):
         self.fusion = fusion
         self.embed_dim = embed_dim
         self.modalities = nn.ModuleDict(
-            {TEXT: Modality(TextEncoder(text, text_attention, once=unique_texts), pooling=text_pooling)}
+            {
+                TEXT: Modality(
+                    TextEncoder(text, text_attention, once=unique_texts, max_length=text_length), pooling=text_pooling
+                )
+            }
         )
         for name, modality in (modalities or {}).items():
             if any(modality.encoder is other.encoder for other in self.modalities.values()):
@@ -200,6 +207,12 @@ class MultimodalModel(nn.Module, Configurable):
         if self.fusion == "cross_attention":
             kind: Attention = "causal" if attention == "prefix" else attention
             return self.text(words, attention=kind, context=foreign)
+        if foreign.length + words.length > self.text.max_length:
+            raise ConfigError(
+                f"{foreign.length} tokens of other modalities in front of {words.length} of text, but the text "
+                f"transformer takes {self.text.max_length}. Either (1) give the model text_length: "
+                f"{max(self.text.max_length - foreign.length, 0)} so that longer texts are cut, or (2) raise max_length"
+            )
         joined = concatenate(foreign, words)
         prefix = torch.zeros_like(joined.mask)
         prefix[:, : foreign.length] = True

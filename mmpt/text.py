@@ -404,9 +404,13 @@ class TextEncoder(Encoder):
     Args:
         text: the shared text transformer.
         attention: what a token of a text sees; "causal" for text towers that pool the last token (CLIP).
-        too_long: what happens to texts longer than `text.max_length`; see `TextProcessor`.
+        too_long: what happens to texts longer than `max_length`; see `TextProcessor`.
         once: encode equal texts of a batch once (without corruption). It asks the device for their number; with dropout
             they share their noise.
+        max_length: most tokens of a text; by default `text.max_length`.
+
+    Raises:
+        ConfigError: a `max_length` that the text transformer does not reach.
     """
 
     def __init__(
@@ -415,13 +419,16 @@ class TextEncoder(Encoder):
         attention: Literal["bidirectional", "causal"] = "bidirectional",
         too_long: Literal["truncate", "error"] = "truncate",
         once: bool = False,
+        max_length: int | None = None,
     ) -> None:
         super().__init__()
+        if max_length is not None and not 2 < max_length <= text.max_length:
+            raise ConfigError(f"texts of {max_length} tokens; expected 3 to {text.max_length}, the text transformer's")
         self.text = text
         self.once = once
         self.attention: Attention = attention
         self.width = text.width
-        self.processor = TextProcessor(text.tokenizer, text.max_length, too_long)
+        self.processor = TextProcessor(text.tokenizer, max_length or text.max_length, too_long)
 
     def forward(self, inputs: Inputs, corruption: Corruption | None = None) -> Tokens:
         """Encode texts; a hidden token becomes the mask token, a random one any id that is not special.
