@@ -7,7 +7,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -29,6 +29,9 @@ SPLITS: dict[str, Split] = {
 }  # fmt: skip
 
 FOLDER = "folder"
+
+VOICES = ("upper voice", "other voices")
+"""Values of the label `part` for the default data."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +72,7 @@ class Music(Source):
 
     Each sample has the modalities `midi` (an excerpt) and `text` (the class, or the file's name), the labels `piece`,
     `group` (equal for equal texts) and, where there are classes, `class`. The notes have the label `velocity`, and `part`
-    if `parts` are named.
+    if `parts` are named; for the default data `part` says whether a note is in the upper voice.
 
     Args:
         path: see above.
@@ -141,7 +144,8 @@ class Music(Source):
         """Names of the values of `class`, `part` and `velocity`."""
         if label == "class":
             return self._collection().classes
-        return {PART: self.parts, "velocity": VELOCITY_CLASSES}.get(label, ())
+        parts = VOICES if self.path is None else self.parts
+        return {PART: parts, "velocity": VELOCITY_CLASSES}.get(label, ())
 
     def texts(self) -> Sequence[str]:
         """One text for each piece of the training split."""
@@ -186,7 +190,8 @@ class Music(Source):
         if self.path is None:
             found, skipped = self.corpus.pieces()
             for piece in found:
-                yield Piece(piece.name, self._prepared(piece.notes), None, piece.style, None, piece.work)
+                notes = self._prepared(piece.notes)
+                yield Piece(piece.name, with_voices(notes), None, piece.style, None, piece.work)
             for record in skipped:
                 yield Piece(record["sample"], None, SampleError(**record))
             return
@@ -286,6 +291,12 @@ class _Files:
 def _split_folders(names: Sequence[str]) -> bool:
     first = {name.split("/")[0].lower() for name in names}
     return "train" in first and first <= SPLITS.keys()
+
+
+def with_voices(notes: Notes) -> Notes:
+    """The label `part` for scores of several parts: 0 in the first one, 1 in all others."""
+    several = (notes.track != notes.track[:1]).any()
+    return replace(notes, labels={PART: (notes.track > 0).astype(np.int64) if several else notes.track * 0 - 1})
 
 
 def content_hash(notes: Notes) -> str:

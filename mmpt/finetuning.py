@@ -232,9 +232,7 @@ class FineTuning(L.LightningModule):
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the tuned model's folder with the classifier and its label names."""
         folder = self.model.save_pretrained(folder)
-        save_file(
-            {name: value.contiguous() for name, value in self.head.state_dict().items()}, folder / CLASSIFIER
-        )
+        save_file({name: value.contiguous() for name, value in self.head.state_dict().items()}, folder / CLASSIFIER)
         facts = {
             "task": self.task,
             "modality": self.modality,

@@ -42,9 +42,7 @@ class MaskBook(nn.Module):
                 free[row, units[row]] = ~frozen.to(units.device)
         return free
 
-    def freeze(
-        self, names: Sequence[str], scores: Tensor, units: Tensor, generator: Generator | None = None
-    ) -> None:
+    def freeze(self, names: Sequence[str], scores: Tensor, units: Tensor, generator: Generator | None = None) -> None:
         """Freeze the free units with the highest scores, then free each frozen one with a small probability.
 
         int(u * f) of a sample's f free units are frozen, with u drawn between `low` and `high` for each sample; the

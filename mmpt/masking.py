@@ -164,7 +164,7 @@ class Scored(Configurable):
 
 def highest(scores: Tensor, among: Tensor, count: Tensor) -> Tensor:
     """The `count` (batch,) units of each row with the highest scores among some: bool (batch, length)."""
-    rank = scores.detach().masked_fill(~among, float("-inf")).argsort(1, descending=True, stable=True).argsort(1)
+    rank = scores.detach().masked_fill(~among, float("-inf")).argsort(dim=1, descending=True, stable=True).argsort(1)
     return among & (rank < count.unsqueeze(1))
 
 

@@ -104,9 +104,7 @@ class AttentionPoolingHead(TaskHead):
 
     per_unit = False
 
-    def __init__(
-        self, queries: int = 4, attention: int = 128, hidden: int | None = 256, dropout: float = 0.1
-    ) -> None:
+    def __init__(self, queries: int = 4, attention: int = 128, hidden: int | None = 256, dropout: float = 0.1) -> None:
         super().__init__()
         self.queries, self.attention, self.hidden = queries, attention, hidden
         self.dropout = nn.Dropout(dropout)

@@ -46,7 +46,7 @@ class Head(nn.Module, Configurable, ABC):
         for name in self.modalities:
             model.modality(name)
 
-    def start_epoch(self, epoch: int) -> None:  # noqa: B027 (most heads have nothing to do here)
+    def start_epoch(self, epoch: int) -> None:
         """Called before each training epoch, counted from 0."""
 
     @abstractmethod
