@@ -6,6 +6,7 @@ import hashlib
 import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -284,7 +285,7 @@ class _Files:
             if self.archive.getinfo(name).file_size > LARGEST:
                 raise SampleError(name, f"has more than {LARGEST} bytes", expected)
             return self.archive.read(name)
-        except (OSError, KeyError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+        except (OSError, KeyError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
             raise SampleError(name, f"can't be read ({error})", expected) from error
 
 
@@ -302,7 +303,7 @@ def with_voices(notes: Notes) -> Notes:
 def content_hash(notes: Notes) -> str:
     """Equal for pieces with the same pitches at the same times in sixteenths of a quarter, whatever file they are in."""
     onset = np.rint(notes.start * 16 / notes.ticks_per_quarter).astype(np.int64)
-    onset -= onset.min(initial=0) if len(onset) else 0
+    onset -= onset[:1]  # notes are in the order of their start
     return hashlib.sha256(np.stack([onset, notes.pitch], 1)[np.lexsort((notes.pitch, onset))].tobytes()).hexdigest()
 
 
