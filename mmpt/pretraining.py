@@ -112,8 +112,11 @@ class Pretraining(L.LightningModule):
             )
 
     def on_train_epoch_start(self) -> None:
-        """A schedule may have changed the accumulation."""
+        """Tell the heads; and a schedule may have changed the accumulation."""
         self._refuse_accumulation()
+        for head in self.heads.values():
+            assert isinstance(head, Head)
+            head.start_epoch(self.current_epoch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the seed of masks and dropout."""

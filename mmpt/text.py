@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
 from mmpt.config import FOLDER, Configurable, to_config
-from mmpt.encoder import MASK, RANDOM, Corruption, Encoder, Inputs, Part, Processor
+from mmpt.encoder import MASK, RANDOM, Corruption, Encoder, Inputs, Part, Processor, UnitLosses
 from mmpt.errors import ConfigError, SampleError
 from mmpt.positions import Positions
 from mmpt.tokenization import ClipTokenizer, WordPieceSource, resolve_tokenizer
@@ -466,6 +466,12 @@ class TextEncoder(Encoder):
         loss = functional.cross_entropy(predictions.float(), targets, reduction="sum") / count
         accuracy = (predictions.detach().argmax(-1) == targets).float().sum() / count
         return Part(loss, {"accuracy": accuracy})
+
+    def unit_losses(self, predictions: Tensor, inputs: Inputs, corruption: Corruption) -> UnitLosses:
+        """Cross-entropy of each predicted token; one part."""
+        targets = inputs["ids"][corruption.predicted & inputs["mask"]]
+        losses = functional.cross_entropy(predictions.float(), targets, reduction="none")
+        return UnitLosses(losses.unsqueeze(1), (predictions.detach().argmax(-1) == targets).unsqueeze(1))
 
     def _corrupt(self, ids: Tensor, corruption: Corruption) -> Tensor:
         tokenizer = self.text.tokenizer

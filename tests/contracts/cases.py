@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from midi_pieces import piece
 from PIL import Image
 from shapes import PointsEncoder
 from torch import Tensor
 
 from mmpt.encoder import Encoder, Inputs
 from mmpt.encoders.image import ImageEncoder
+from mmpt.encoders.midi import MidiEncoder
+from mmpt.encoders.midi_tokens import CompoundWords, MidiTokenizer, Octuple
 from mmpt.heads import (
     CaptioningHead,
     ContrastiveHead,
@@ -90,6 +93,16 @@ def _points() -> list[list[list[float]]]:
     return [torch.randn(3 + 2 * i, 2, generator=generator).tolist() for i in range(4)]
 
 
+def _midi(tokenizer: MidiTokenizer) -> Callable[[], Encoder]:
+    return lambda: MidiEncoder(tokenizer, 32, 2, 4, field_width=8, max_length=64, norm="pre")
+
+
+def _other_notes(inputs: Inputs, units: Tensor) -> Inputs:
+    words = inputs["words"].clone()
+    words[..., 1:] = torch.where(units.unsqueeze(-1), (words[..., 1:] + 3) % 16, words[..., 1:])
+    return {**inputs, "words": words}
+
+
 ENCODERS = [
     EncoderCase("text", lambda: TextEncoder(text_transformer()), lambda: TEXTS, 7, _other_ids, Exact(0.4, 0.8, 0.1)),
     EncoderCase(
@@ -116,6 +129,22 @@ ENCODERS = [
         "absent.png",
         lambda inputs, units: _other_pixels(inputs, units, 32, 0),
         Exact(0.5, 1.0, 0.0),
+    ),
+    EncoderCase(
+        "midi-compound-words",
+        _midi(CompoundWords()),
+        lambda: [piece(5 + 6 * number, number) for number in range(4)],
+        b"MThd and no more",
+        _other_notes,
+        Exact(0.4, 0.8, 0.1),
+    ),
+    EncoderCase(
+        "midi-octuple",
+        _midi(Octuple()),
+        lambda: [piece(5 + 6 * number, number) for number in range(4)],
+        "absent.mid",
+        _other_notes,
+        Exact(0.4, 0.8, 0.1),
     ),
     EncoderCase(
         "points (outside mmpt)",
