@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data.distributed import DistributedSampler
 
 from mmpt.batches import Batch, hash_seed
+from mmpt.cached import CachedFeatures, refuse_inexact
 from mmpt.errors import ConfigError, NonFiniteLossError
 from mmpt.features import Features
 from mmpt.heads.head import Head
@@ -40,6 +41,8 @@ class Pretraining(L.LightningModule):
         eps: of AdamW.
         warmup_steps: linear warm-up; then a cosine to zero at the last step.
         total_steps: length of the schedule; None is the length of the run, from the trainer's max_steps or max_epochs.
+        cached_chunk: encode a training batch this many samples at a time and again in the backward pass: the memory of
+            a small batch, the gradients of the large one (`mmpt.cached`). It costs a second forward pass.
 
     Raises:
         ConfigError: a head needs what the model lacks, or a weight names no head.
@@ -56,6 +59,7 @@ class Pretraining(L.LightningModule):
         eps: float = 1e-8,
         warmup_steps: int = 100,
         total_steps: int | None = None,
+        cached_chunk: int | None = None,
     ) -> None:
         super().__init__()
         if not heads:
@@ -73,6 +77,9 @@ class Pretraining(L.LightningModule):
         self.weights: dict[str, Any] = dict.fromkeys(heads, 1.0) | (weights or {})
         self.lr, self.weight_decay, self.betas, self.eps = lr, weight_decay, betas, eps
         self.warmup_steps, self.total_steps = warmup_steps, total_steps
+        if cached_chunk is not None and cached_chunk < 1:
+            raise ConfigError(f"cached_chunk is {cached_chunk}; it must be at least 1, or null for whole batches")
+        self.cached_chunk = cached_chunk
         self._seed: int | None = None
 
     def on_fit_start(self) -> None:
@@ -80,6 +87,8 @@ class Pretraining(L.LightningModule):
         if self._seed is None:
             self._seed = torch.initial_seed()
         self._refuse_accumulation()
+        if self.cached_chunk is not None:
+            refuse_inexact(self.model)
 
     def on_train_start(self) -> None:
         """Refuse batches that Lightning has divided between the processes a second time."""
@@ -108,12 +117,15 @@ class Pretraining(L.LightningModule):
             raise ConfigError(
                 f"accumulate_grad_batches={self.trainer.accumulate_grad_batches} with the contrastive head "
                 f"{contrastive[0]!r}: each small batch would only be compared with itself, so the gradients are not "
-                "those of a large batch. Set accumulate_grad_batches to 1 and raise data.batch_size"
+                "those of a large batch. Set accumulate_grad_batches to 1, raise data.batch_size, and where memory "
+                "does not suffice set model.cached_chunk to the batch that fits (the gradients are exact)"
             )
 
     def forward(self, batch: Batch) -> tuple[Tensor | None, dict[str, Tensor]]:
         """The weighted sum of the heads' losses (None where every head rests) and everything to log."""
         features = Features(self.model, batch)
+        if self.cached_chunk is not None and len(batch) > self.cached_chunk and torch.is_grad_enabled():
+            features = CachedFeatures(self.model, batch, self.cached_chunk, seed=torch.initial_seed())
         total: Tensor | None = None
         logs: dict[str, Tensor] = {}
         for name, head in self.heads.items():

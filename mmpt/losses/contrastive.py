@@ -10,7 +10,8 @@
 them, the other pictures of a name would count as negatives of it.
 
 With `chunk` a loss is computed for that many rows at a time: the same value and gradients, and memory that grows with
-the batch instead of its square (`mmpt.losses.chunked`). Then `loss_a` and `loss_b` are for reports only, without gradient.
+the batch instead of its square (`mmpt.losses.chunked`). Then `loss_a` and `loss_b` are for reports only, without
+gradient.
 """
 
 from __future__ import annotations
