@@ -73,7 +73,9 @@ def test_every_gradient_is_the_full_batchs(name, chunk):
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_all_heads_together(batch_norm):
     torch.manual_seed(0)
-    module = Pretraining(make_model(batch_norm=batch_norm), {name: make() for name, make in HEADS.items()})
+    # without the words: drawing their replacements would shift the draws of the heads behind
+    heads = {name: make() for name, make in HEADS.items() if name != "words"}
+    module = Pretraining(make_model(batch_norm=batch_norm), heads)
     assert_equal(module, make_batch(module.model, range(16)), 4)
 
 
