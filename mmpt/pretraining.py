@@ -81,6 +81,8 @@ class Pretraining(L.LightningModule):
             raise ConfigError(f"cached_chunk is {cached_chunk}; it must be at least 1, or null for whole batches")
         self.cached_chunk = cached_chunk
         self._seed: int | None = None
+        self._validated = True  # nothing was trained since the last validation
+        self._validation_due = False
 
     def on_fit_start(self) -> None:
         """Refuse settings that would train something else than what is asked for."""
@@ -99,17 +101,35 @@ class Pretraining(L.LightningModule):
                 "divided between the processes: give the Trainer use_distributed_sampler=False"
             )
 
+        if self._validation_due:
+            # The run was stopped between the last step of an epoch and its validation, which Lightning would leave out.
+            self._validation_due = False
+            self.trainer.validating = True
+            self.trainer.fit_loop.epoch_loop.val_loop.run()
+            self.trainer.training = True
+
+    def on_validation_epoch_end(self) -> None:
+        """Note that there was a validation."""
+        self._validated = True
+
     def on_train_epoch_start(self) -> None:
         """A schedule may have changed the accumulation."""
         self._refuse_accumulation()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the seed of masks and dropout."""
+        """Keep the seed of masks and dropout, and whether the validation of the epoch is still to come."""
         checkpoint["pretraining_seed"] = self._seed
+        loop = self.trainer.fit_loop
+        last = loop.epoch_loop.batch_progress.is_last_batch
+        checkpoint["validation_due"] = bool(
+            last and not self._validated and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
+        )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the seed of the run."""
         self._seed = checkpoint["pretraining_seed"]
+        self._validation_due = checkpoint["validation_due"]
+        mend_progress(checkpoint["loops"]["fit_loop"])
 
     def _refuse_accumulation(self) -> None:
         contrastive = [name for name, head in self.heads.items() if head.contrastive]
@@ -145,6 +165,7 @@ class Pretraining(L.LightningModule):
         """One step."""
         # Masks and dropout depend on the step and batch alone, not on earlier draws: a resumed run repeats them.
         torch.manual_seed(hash_seed(self._seed or 0, self.global_step, batch.seed))
+        self._validated = False
         loss, logs = self(batch)
         if loss is None:
             return None
@@ -212,6 +233,24 @@ class Pretraining(L.LightningModule):
                 )
             self.total_steps = max(1, int(estimate))
         return warmup_cosine(step, self.warmup_steps, self.total_steps)
+
+
+def mend_progress(loop: dict[str, Any]) -> None:
+    """Set right what Lightning counts wrongly in a run that was resumed before, in the state of its fit loop.
+
+    There an epoch that goes on counts as finished, and the validation before it as half done. A second resume would
+    leave out validations and let the last steps of an epoch be the first of the next.
+    """
+    batches, epochs = loop["epoch_loop.batch_progress"], loop["epoch_progress"]
+    within_step = batches["total"]["completed"] < batches["total"]["processed"]
+    within_epoch = batches["current"]["ready"] > 0 and not batches["is_last_batch"]
+    if (within_step or within_epoch) and epochs["total"]["ready"] == epochs["total"]["completed"]:
+        for counts in (epochs["total"], epochs["current"]):
+            counts["ready"] += 1
+            counts["started"] += 1
+    validation = loop["epoch_loop.val_loop.batch_progress"]
+    for counts in (validation["total"], validation["current"]):
+        counts.update(dict.fromkeys(counts, 0))
 
 
 def check_finite(logs: dict[str, Tensor], step: int) -> None:

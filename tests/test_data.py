@@ -397,6 +397,11 @@ class TestModule:
         with pytest.raises(CheckpointError, match=next(iter(change))):
             module(**change).load_state_dict(state)
 
+    def test_another_number_of_processes_is_refused(self):
+        setting = module()._setting() | {"world_size": 2}
+        with pytest.raises(CheckpointError, match="world_size=2, this run has world_size=1"):
+            module().load_state_dict({"epoch": 1, "batches": 1, "setting": setting})
+
     def test_other_data_is_noticed_when_it_is_opened(self):
         state = {"epoch": 1, "batches": 1, "setting": module()._setting() | {"sizes": {"a": 20}}}
         data = module({"a": PointsSource(size=21)})
