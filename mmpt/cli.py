@@ -20,6 +20,7 @@ examples:
   mmpt recipes
   mmpt recipes copy image my-recipe
   mmpt fit --config my-recipe/pretrain.yaml --data.path my-pictures/ --trainer.max_steps 500
+  mmpt fit --resume RUN
   mmpt evaluate retrieval --model RUN/model --config my-recipe/pretrain.yaml
   mmpt embed --model RUN/model --modality image --input my-pictures/ --output vectors.npz
 """

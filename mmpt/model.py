@@ -182,9 +182,17 @@ class MultimodalModel(nn.Module, Configurable):
 
     def project(self, name: str, encoded: Tokens) -> Tensor:
         """An encoder's tokens -> L2-normalised embedding (batch, embed_dim), in float32."""
+        return self.standardized(name, self.projected(name, encoded))
+
+    def projected(self, name: str, encoded: Tokens) -> Tensor:
+        """The first half of `project`, each sample by itself: pooled and projected, at least float32."""
         modality = self.modality(name)
         tokens = self.contextualize(name, encoded) if modality.through_text else encoded
-        projected = self.projections[name](modality.pool(tokens)).float()
+        projected = self.projections[name](modality.pool(tokens))
+        return projected.to(torch.promote_types(projected.dtype, torch.float32))
+
+    def standardized(self, name: str, projected: Tensor) -> Tensor:
+        """The second half of `project`, over the whole batch: batch norm where the model has it, and length one."""
         if name in self.norms:
             projected = self.norms[name](projected)
         return F.normalize(projected, dim=-1)
