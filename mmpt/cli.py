@@ -122,8 +122,8 @@ def _probe_options(parser: argparse.ArgumentParser) -> None:
             "--task",
             action="append",
             required=True,
-            help="shape, color, size, concreteness, ... (`--task list` lists them), or a .csv, .tsv, .jsonl or .yaml of "
-            "your own; may be repeated",
+            help="shape, color, size, concreteness, ... (`--task list` lists them), or a .csv, .tsv, .jsonl or .yaml "
+            "of your own; may be repeated",
         )
         probe.add_argument("--limit", type=int, help="at most so many items of each task, drawn with --seed")
         probe.add_argument("--seed", type=int, default=0, help="of --limit, the bootstrap and the folds")

