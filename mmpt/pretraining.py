@@ -40,6 +40,8 @@ class Pretraining(L.LightningModule):
         eps: of AdamW.
         warmup_steps: linear warm-up; then a cosine to zero at the last step.
         total_steps: length of the schedule; None is the length of the run, from the trainer's max_steps or max_epochs.
+        lr_factors: beginning of parameter names -> factor on `lr`, for parts that are pretrained already, e.g.
+            `{"model.modalities.text": 0.02}`; a frozen part (requires_grad False) needs none.
 
     Raises:
         ConfigError: a head needs what the model lacks, or a weight names no head.
@@ -56,6 +58,7 @@ class Pretraining(L.LightningModule):
         eps: float = 1e-8,
         warmup_steps: int = 100,
         total_steps: int | None = None,
+        lr_factors: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
         if not heads:
@@ -73,6 +76,7 @@ class Pretraining(L.LightningModule):
         self.weights: dict[str, Any] = dict.fromkeys(heads, 1.0) | (weights or {})
         self.lr, self.weight_decay, self.betas, self.eps = lr, weight_decay, betas, eps
         self.warmup_steps, self.total_steps = warmup_steps, total_steps
+        self.lr_factors = lr_factors
         self._seed: int | None = None
 
     def on_fit_start(self) -> None:
@@ -176,7 +180,7 @@ class Pretraining(L.LightningModule):
         # In mixed precision Lightning refuses to clip the gradients of a fused optimiser.
         clipped = bool(self.trainer.gradient_clip_val) and "mixed" in str(self.trainer.precision)
         optimizer = torch.optim.AdamW(
-            parameter_groups(self, self.weight_decay),
+            parameter_groups(self, self.weight_decay, self.lr, self.lr_factors),
             lr=self.lr,
             betas=self.betas,
             eps=self.eps,

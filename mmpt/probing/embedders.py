@@ -265,7 +265,7 @@ class FunctionEmbedder(Embedder):
             vectors = torch.as_tensor(np.asarray(self.function(part)), dtype=torch.float32)
             if vectors.ndim != 2 or len(vectors) != len(part):
                 raise DataError(
-                    f"{self.name} gave the shape {tuple(vectors.shape)} for {len(part)} texts; expected one row for each"
+                    f"{self.name} gave the shape {tuple(vectors.shape)} for {len(part)} texts; expected (texts, width)"
                 )
             parts.append(vectors)
         if progress is not None:
