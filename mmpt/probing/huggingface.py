@@ -205,7 +205,9 @@ def load_model(folder: Path, auto: Any) -> tuple[PreTrainedModel, set[str]]:
     """
     config = _config(folder)
     if auto in (CLIPTextModelWithProjection, SiglipTextModel):
-        config = config.get_text_config()
+        whole, config = config, config.get_text_config()
+        if auto is CLIPTextModelWithProjection:  # a CLIPModel is projected to the width that the whole names
+            config.projection_dim = whole.projection_dim
     before = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()
     logging.set_verbosity_error()  # "some weights were not used": the image side

@@ -9,7 +9,7 @@ One text encoder, four arms with equal steps and captions, three seeds of each t
     text_only    the same names without pictures: two passes with different dropout are positives (SimCSE)
     shuffled     pictures with the names of other pictures
 
-each with all names, and with the names that hold no option of any probe ("red", "circle", "large").
+each with all names, and (but for the shuffled one) with the names without any option of a visual probe ("red").
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ class Plan:
         seeds: of the trained arms.
         steps: of each arm.
         batch_size: pictures and captions in a step.
-        linear: whether the first seed's encoders are probed by logistic regression too.
+        captions: of `CAPTIONS`.
+        smoke: leave out what takes long: linear probes and retrieval.
         tasks: what is asked.
     """
 
@@ -83,7 +84,8 @@ class Plan:
     seeds: tuple[int, ...]
     steps: int
     batch_size: int
-    linear: bool
+    captions: tuple[str, ...]
+    smoke: bool
     tasks: tuple[Task, ...]
 
 
@@ -149,9 +151,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--text", choices=["minilm", "scratch"], default="minilm", help="the text encoder")
     parser.add_argument("--items", action="append", default=[], help="a task file of your own besides mmpt's")
-    parser.add_argument("--steps", type=int, default=300, help="training steps of each arm")
+    parser.add_argument("--captions", choices=["both", "all"], default="both", help="also without option words, or not")
+    parser.add_argument("--steps", type=int, default=200, help="training steps of each arm")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
-    parser.add_argument("--prompts", type=int, default=3, help="at most so many prompts of each task")
+    parser.add_argument("--prompts", type=int, default=2, help="at most so many prompts of each task")
     parser.add_argument("--resume", action="store_true", help="keep the arms that an earlier run has finished")
     own, rest = parser.parse_known_args(arguments)
     if {"-h", "--help"} & set(rest):
@@ -176,7 +179,7 @@ def run(options: RecipeOptions, own: argparse.Namespace, console: Console) -> di
     settings = {**vars(own), "smoke": options.smoke, "steps": plan.steps, "seeds": list(plan.seeds)}
     (options.output / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     began = time.perf_counter()
-    found = dict(_arms(plan, options, console))
+    found = dict(_arms(plan, console))
     metrics = evaluate(plan, found, console)
     metrics["minutes/arms"] = (time.perf_counter() - began) / 60
     finish(options.output, metrics, console)
@@ -190,7 +193,8 @@ def _plan(options: RecipeOptions, own: argparse.Namespace) -> Plan:
     prompts = 1 if smoke else own.prompts
     tasks = [_thinned(task.sample(12) if smoke else task, prompts) for task in tasks]
     steps, seeds = (2, (options.seed,)) if smoke else (own.steps, tuple(range(options.seed, options.seed + own.seeds)))
-    return Plan(options.output, own.text, seeds, steps, 8 if smoke else 64, not smoke, tuple(tasks))
+    captions = CAPTIONS[:1] if smoke or own.captions == "all" else CAPTIONS
+    return Plan(options.output, own.text, seeds, steps, 8 if smoke else 32, captions, smoke, tuple(tasks))
 
 
 def _thinned(task: Task, prompts: int) -> Task:
@@ -202,13 +206,16 @@ def _thinned(task: Task, prompts: int) -> Task:
 
 
 def _arms(
-    plan: Plan, options: RecipeOptions, console: Console
+    plan: Plan, console: Console
 ) -> Iterator[tuple[tuple[str, str, int], dict[str, Any]]]:
     """(arm, captions, seed) -> scores of each task as a list of arrays, and facts of the training."""
-    captions = CAPTIONS[:1] if options.smoke else CAPTIONS
     everything = [("untouched", "all", plan.seeds[0])] if plan.text == "minilm" else []
     everything += [("untouched", "all", seed) for seed in plan.seeds] if plan.text == "scratch" else []
-    everything += list(product(TRAINED, captions, plan.seeds))
+    everything += [
+        (arm, own, seed)
+        for own, arm, seed in product(plan.captions, TRAINED, plan.seeds)
+        if not (arm == "shuffled" and own == "without_options")  # a control, once
+    ]
     for arm, own, seed in everything:
         path = plan.run / "arms" / f"{arm}-{own}-{seed}.npz"
         if not path.is_file():
@@ -230,7 +237,7 @@ def _train_and_probe(plan: Plan, arm: str, own: str, seed: int, path: Path) -> N
     probing = StroopProbe(ModelEmbedder(model, arm), SETTINGS)
     results = {task.name: probing.run(task) for task in plan.tasks}
     arrays: dict[str, Any] = {f"scores/{name}": np.stack(result.scores) for name, result in results.items()}
-    if plan.linear and seed == plan.seeds[0]:
+    if not plan.smoke and seed == plan.seeds[0]:
         for task in plan.tasks:
             if task.kind == "choice" and task.fixed_options is not None and "TEXT" not in task.items[0].slots:
                 arrays[f"linear/{task.name}"] = LinearWordProbe(probing.encoder, "mean", 0).run(task).correct
@@ -298,7 +305,7 @@ def train(plan: Plan, model: MultimodalModel, source: Captions, arm: str, own: s
     trainer.fit(module, data)
     facts = {"accuracy": watch.mean("contrastive/accuracy"), "loss": watch.mean("contrastive/loss")}
     model.eval()
-    if arm != "text_only":
+    if arm != "text_only" and not plan.smoke:
         held_out = MultimodalData({"emoji": Captions(source.emoji, source.leave_out)}, eval_batch_size=256)
         found = retrieval_metrics(model, held_out.attach(model.processors), "image", "test")
         facts |= {
@@ -338,6 +345,7 @@ def evaluate(plan: Plan, found: dict[tuple[str, str, int], dict[str, Any]], cons
             ]
             for arm in ARMS
         }
+        results = {arm: several for arm, several in results.items() if several}
         abouts = {arm: [summary(result) for result in several] for arm, several in results.items()}
         if own == "all":
             summaries += [several[0] for several in abouts.values()]
@@ -351,7 +359,8 @@ def evaluate(plan: Plan, found: dict[tuple[str, str, int], dict[str, Any]], cons
                 for arm, several in abouts.items()
             }
             metrics[key] = float(values["image_text"].mean())
-            for arm in ("untouched", "text_only", "shuffled"):
+            others = [arm for arm in ("text_only", "untouched", "shuffled") if arm in results]
+            for arm in others:
                 metrics[f"{key}_{arm}"] = float(values[arm].mean())
             metrics[f"{key}_chance"] = float(abouts["untouched"][0]["chance"])
             if abouts["untouched"][0]["majority"] is not None:
@@ -359,7 +368,7 @@ def evaluate(plan: Plan, found: dict[tuple[str, str, int], dict[str, Any]], cons
             for arm, several in values.items():
                 spread = float(several.std(ddof=1)) if len(several) > 1 else 0.0
                 metrics[f"spread/{key}/{arm}"] = spread
-            for other in ("text_only", "untouched", "shuffled"):
+            for other in others:
                 differences.append(
                     {"captions": own, "metric": name, **difference(results["image_text"], results[other], name)}
                 )
