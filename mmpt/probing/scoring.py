@@ -102,16 +102,27 @@ def aligned(task: Task, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def correlations(scores: np.ndarray, ratings: np.ndarray) -> dict[str, float]:
     """Pearson, Spearman and Kendall (tau-b) of scores with ratings, signed: the method does not say the sign.
 
+    Scores that are all equal order nothing and have the correlation 0.
+
     Raises:
-        DataError: scores or ratings that are all equal.
+        DataError: ratings that are all equal.
     """
-    if np.ptp(scores) == 0 or np.ptp(ratings) == 0:
-        raise DataError("all scores or all ratings are equal, so they have no correlation")
+    if np.ptp(ratings) == 0:
+        raise DataError("all ratings are equal, so nothing can be correlated with them")
+    if np.ptp(scores) == 0:
+        return {"pearson": 0.0, "spearman": 0.0, "kendall": 0.0}
     return {
         "pearson": float(pearsonr(scores, ratings).statistic),
         "spearman": float(spearmanr(scores, ratings).statistic),
         "kendall": float(kendalltau(scores, ratings).statistic),
     }
+
+
+def _spearman(scores: np.ndarray, ratings: np.ndarray) -> float:
+    """Spearman's correlation; 0 where a resample of few items drew equal ones alone, which orders nothing."""
+    if np.ptp(scores) == 0 or np.ptp(ratings) == 0:
+        return 0.0
+    return float(spearmanr(scores, ratings).statistic)
 
 
 def majority(task: Task) -> float | None:
@@ -208,7 +219,7 @@ def _rating_summary(result: ProbeResult, resamples: int, seed: int) -> dict[str,
         row |= {f"{name}_absolute": abs(row[name]) for name in ("pearson", "spearman", "kendall")}
     names = [name for name in prompts[0] if name != "prompt"]
     pairs = np.column_stack([consensus(result), ratings])
-    interval = bootstrap_interval(pairs, lambda p: float(spearmanr(p[:, 0], p[:, 1]).statistic), resamples, seed)
+    interval = bootstrap_interval(pairs, lambda p: _spearman(p[:, 0], p[:, 1]), resamples, seed)
     return {
         "over_prompts": {name: vars(spread(np.array([row[name] for row in prompts]))) for name in names},
         "consensus": correlations(consensus(result), ratings),
@@ -272,8 +283,7 @@ def compare(first: ProbeResult, second: ProbeResult, resamples: int = 1000, seed
         columns = np.column_stack([consensus(first), consensus(second), task.ratings])
 
         def difference(rows: np.ndarray) -> float:
-            a, b = (float(spearmanr(rows[:, i], rows[:, 2]).statistic) for i in (0, 1))
-            return a - b
+            return _spearman(rows[:, 0], rows[:, 2]) - _spearman(rows[:, 1], rows[:, 2])
 
         interval = bootstrap_interval(columns, difference, resamples, seed)
         return Comparison(*names, "spearman", difference(columns), interval, None, None, None)
