@@ -7,15 +7,14 @@ import pytest
 from probes import write
 
 from mmpt.errors import ConfigError, DataError
+from mmpt.probing.comparison import compare, compare_groups, exact_test
 from mmpt.probing.embedders import FunctionEmbedder
 from mmpt.probing.linear import LinearWordProbe
 from mmpt.probing.loading import load_embedder
 from mmpt.probing.masked_lm import MaskedLmProbe
 from mmpt.probing.scoring import (
     calibrated,
-    compare,
     correlations,
-    exact_test,
     macro_accuracy,
     recall_at,
     spread,
@@ -187,6 +186,28 @@ def test_comparison_pairs_items(pair):
     mirrored = compare(second, first)
     assert mirrored.difference == -found.difference
     assert mirrored.p == found.p
+
+
+def test_seeds_are_averaged_before_they_are_compared(pair):
+    _, first, second = pair
+    found = compare_groups([first, second], [second, second], "accuracy")
+    assert found.difference == pytest.approx((0.875 + 0.125) / 2 - 0.125)
+    assert found.seed_differences == pytest.approx((0.75, 0.0))
+    same = compare_groups([first, second], [second, first], "accuracy")
+    assert (same.difference, same.interval, same.p) == (0, (0, 0), 1)
+
+
+def test_calibrated_comparison_ignores_the_bias_for_an_option(pair):
+    task, first, second = pair
+    bias = np.array([[10.0 if option == "a" else 0.0 for option in item.options] for item in task.items])
+    biased = result_of("biased", np.stack(first.scores) + bias, task)
+    assert compare_groups([biased], [second], "accuracy").difference < 0.6
+    plain = compare_groups([first], [second], "accuracy_calibrated")
+    found = compare_groups([biased], [second], "accuracy_calibrated")
+    assert found.difference == pytest.approx(plain.difference)
+    assert (
+        summary(biased)["over_prompts"]["accuracy_calibrated"] == summary(first)["over_prompts"]["accuracy_calibrated"]
+    )
 
 
 def test_results_of_different_items_are_not_paired(pair):

@@ -15,12 +15,13 @@ from rich.progress import Progress
 
 from mmpt.errors import ConfigError
 from mmpt.files import write_atomically
+from mmpt.probing.comparison import compare
 from mmpt.probing.embedders import Embedder, TokenEmbedder
 from mmpt.probing.linear import LinearWordProbe
 from mmpt.probing.loading import load_embedder
 from mmpt.probing.masked_lm import MaskedLmProbe
 from mmpt.probing.plots import write_plots
-from mmpt.probing.scoring import compare, summary
+from mmpt.probing.scoring import summary
 from mmpt.probing.stroop import PRESETS, ProbeResult, StroopProbe, StroopSettings, count
 from mmpt.probing.tables import print_comparisons, print_linear, print_prompts, print_summaries, print_tasks
 from mmpt.probing.task import Task, load_task

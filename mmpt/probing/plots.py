@@ -90,7 +90,7 @@ def _title(about: Mapping[str, Any]) -> str:
 
 
 def heat_map(result: ProbeResult) -> Figure:
-    """Scores of items by options, averaged over prompts; each option's mean over items is taken away.
+    """Scores of items by options, averaged over prompts, minus the mean of the option and of the item.
 
     Items are sorted by their answer; a circle marks the answer, a dot the option that is given (without calibration).
     """
@@ -100,7 +100,8 @@ def heat_map(result: ProbeResult) -> Figure:
     scores, answers = aligned(task, consensus(result))
     order = np.argsort(answers, kind="stable")
     order = order[:: max(1, -(-len(order) // MOST_ITEMS))]
-    shown = calibrated(scores)[order]
+    centred = calibrated(scores)
+    shown = (centred - centred.mean(1, keepdims=True))[order]
     figure = Figure(figsize=(2.5 + 0.45 * len(options), 1.2 + 0.17 * len(order)), layout="constrained")
     axes = figure.add_subplot()
     limit = float(np.abs(shown).max()) or 1.0
@@ -111,5 +112,5 @@ def heat_map(result: ProbeResult) -> Figure:
     names = [task.items[number].name[:40] for number in order]
     axes.set_yticks(range(len(order)), names, fontsize=7, parse_math=False)
     axes.set_title(f"{result.model}: {task.name}", fontsize=9, parse_math=False)
-    figure.colorbar(image, ax=axes, label="score minus the option's mean", shrink=0.6)
+    figure.colorbar(image, ax=axes, label="score minus the means of option and item", shrink=0.6)
     return figure

@@ -1,4 +1,4 @@
-"""Numbers of a probe: accuracy over prompts, correlations, intervals over items, paired tests between encoders."""
+"""Numbers of a probe: accuracy over prompts, correlations, intervals over items."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest, kendalltau, pearsonr, spearmanr
+from scipy.stats import kendalltau, pearsonr, spearmanr
 from sklearn.metrics import recall_score
 
 from mmpt.errors import DataError
@@ -118,8 +118,8 @@ def correlations(scores: np.ndarray, ratings: np.ndarray) -> dict[str, float]:
     }
 
 
-def _spearman(scores: np.ndarray, ratings: np.ndarray) -> float:
-    """Spearman's correlation; 0 where a resample of few items drew equal ones alone, which orders nothing."""
+def spearman(scores: np.ndarray, ratings: np.ndarray) -> float:
+    """Spearman's correlation; 0 where either side is constant (a resample of few items), which orders nothing."""
     if np.ptp(scores) == 0 or np.ptp(ratings) == 0:
         return 0.0
     return float(spearmanr(scores, ratings).statistic)
@@ -219,7 +219,7 @@ def _rating_summary(result: ProbeResult, resamples: int, seed: int) -> dict[str,
         row |= {f"{name}_absolute": abs(row[name]) for name in ("pearson", "spearman", "kendall")}
     names = [name for name in prompts[0] if name != "prompt"]
     pairs = np.column_stack([consensus(result), ratings])
-    interval = bootstrap_interval(pairs, lambda p: _spearman(p[:, 0], p[:, 1]), resamples, seed)
+    interval = bootstrap_interval(pairs, lambda p: spearman(p[:, 0], p[:, 1]), resamples, seed)
     return {
         "over_prompts": {name: vars(spread(np.array([row[name] for row in prompts]))) for name in names},
         "consensus": correlations(consensus(result), ratings),
@@ -228,68 +228,3 @@ def _rating_summary(result: ProbeResult, resamples: int, seed: int) -> dict[str,
         "majority": None,
         "prompts": prompts,
     }
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two encoders on the same items and prompts.
-
-    Attributes:
-        first: name.
-        second: name.
-        task: name.
-        metric: "accuracy" (mean over prompts) or "spearman" (of scores averaged over prompts).
-        difference: first minus second.
-        interval: 95 % bootstrap interval of it over items.
-        only_first: items that only the first one answers rightly, by scores averaged over prompts.
-        only_second: the other way round.
-        p: two-sided exact test that both are equally frequent (McNemar); None for ratings.
-    """
-
-    first: str
-    second: str
-    task: str
-    metric: str
-    difference: float
-    interval: tuple[float, float]
-    only_first: int | None
-    only_second: int | None
-    p: float | None
-
-
-def exact_test(only_first: int, only_second: int) -> float:
-    """Two-sided p-value of McNemar's exact test: the binomial test of the discordant items; 1 without any."""
-    discordant = only_first + only_second
-    return float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
-
-
-def compare(first: ProbeResult, second: ProbeResult, resamples: int = 1000, seed: int = 0) -> Comparison:
-    """Test two encoders against each other, item by item.
-
-    Args:
-        first: of the same task as the second.
-        second: the other.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
-
-    Raises:
-        DataError: results of different items or prompts.
-    """
-    task = first.task
-    if task.items != second.task.items or task.prompts != second.task.prompts:
-        raise DataError(f"{first.model} and {second.model} were asked different items or prompts; they can't be paired")
-    names = (first.model, second.model, task.name)
-    if task.kind == "rating":
-        columns = np.column_stack([consensus(first), consensus(second), task.ratings])
-
-        def difference(rows: np.ndarray) -> float:
-            return _spearman(rows[:, 0], rows[:, 2]) - _spearman(rows[:, 1], rows[:, 2])
-
-        interval = bootstrap_interval(columns, difference, resamples, seed)
-        return Comparison(*names, "spearman", difference(columns), interval, None, None, None)
-    right = [result.correct.mean(0) for result in (first, second)]
-    differences = right[0] - right[1]
-    a, b = (consensus(result).argmax(1) == task.answers for result in (first, second))
-    only = int((a & ~b).sum()), int((b & ~a).sum())
-    interval = bootstrap_interval(differences, n=resamples, seed=seed)
-    return Comparison(*names, "accuracy", float(differences.mean()), interval, *only, exact_test(*only))

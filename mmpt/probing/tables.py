@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mmpt.probing.scoring import Comparison
+from mmpt.probing.comparison import Comparison
 from mmpt.probing.task import load_task, shipped_tasks
 from mmpt.report_data import MISSING
 

@@ -15,12 +15,11 @@ each with all names, and (but for the shuffled one) with the names without any o
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,6 @@ from mmpt.datasets.emoji import Emoji
 from mmpt.encoders.image import ImageEncoder
 from mmpt.encoders.image_processor import ImageProcessor
 from mmpt.errors import ConfigError, MmptError
-from mmpt.evaluation.intervals import bootstrap_interval
 from mmpt.files import write_atomically
 from mmpt.heads import ContrastiveHead
 from mmpt.huggingface import load_text
@@ -45,11 +43,12 @@ from mmpt.model import Modality, MultimodalModel
 from mmpt.pretraining import Pretraining
 from mmpt.probing.callback import StroopCallback
 from mmpt.probing.command import write_json
+from mmpt.probing.comparison import Metric, compare_groups
 from mmpt.probing.embedders import ModelEmbedder
-from mmpt.probing.linear import LinearWordProbe
+from mmpt.probing.linear import FOLDS, LinearWordProbe
 from mmpt.probing.loading import minilm_folder
 from mmpt.probing.plots import bars, save
-from mmpt.probing.scoring import exact_test, summary
+from mmpt.probing.scoring import summary
 from mmpt.probing.stroop import ProbeResult, StroopProbe, StroopSettings
 from mmpt.probing.task import Task, load_task, shipped_tasks
 from mmpt.recipe import RecipeOptions, finish, parse_options, start
@@ -205,9 +204,7 @@ def _thinned(task: Task, prompts: int) -> Task:
     return task.with_prompts([task.prompts[place] for place in places])
 
 
-def _arms(
-    plan: Plan, console: Console
-) -> Iterator[tuple[tuple[str, str, int], dict[str, Any]]]:
+def _arms(plan: Plan, console: Console) -> Iterator[tuple[tuple[str, str, int], dict[str, Any]]]:
     """(arm, captions, seed) -> scores of each task as a list of arrays, and facts of the training."""
     everything = [("untouched", "all", plan.seeds[0])] if plan.text == "minilm" else []
     everything += [("untouched", "all", seed) for seed in plan.seeds] if plan.text == "scratch" else []
@@ -239,12 +236,20 @@ def _train_and_probe(plan: Plan, arm: str, own: str, seed: int, path: Path) -> N
     arrays: dict[str, Any] = {f"scores/{name}": np.stack(result.scores) for name, result in results.items()}
     if not plan.smoke and seed == plan.seeds[0]:
         for task in plan.tasks:
-            if task.kind == "choice" and task.fixed_options is not None and "TEXT" not in task.items[0].slots:
+            if linear_fits(task):
                 arrays[f"linear/{task.name}"] = LinearWordProbe(probing.encoder, "mean", 0).run(task).correct
     if arm == "image_text" and own == "all" and seed == plan.seeds[0]:
         model.save_pretrained(plan.run / "model")
     arrays |= {f"facts/{name}": np.array(value) for name, value in facts.items()}
     write_atomically(path, lambda file: np.savez(file, **arrays))
+
+
+def linear_fits(task: Task) -> bool:
+    """Whether a linear probe makes sense: words with fixed options, and enough of each for its folds."""
+    if task.kind != "choice" or task.fixed_options is None or "TEXT" in task.items[0].slots:
+        return False
+    answers = [item.options[item.answer] for item in task.items]
+    return min(answers.count(answer) for answer in set(answers)) >= FOLDS
 
 
 def option_words(tasks: Sequence[Task]) -> list[str]:
@@ -345,11 +350,12 @@ def evaluate(plan: Plan, found: dict[tuple[str, str, int], dict[str, Any]], cons
             ]
             for arm in ARMS
         }
+        resamples = 200 if task.kind == "rating" else 1000
         results = {arm: several for arm, several in results.items() if several}
         abouts = {arm: [summary(result) for result in several] for arm, several in results.items()}
         if own == "all":
             summaries += [several[0] for several in abouts.values()]
-        names = ("spearman",) if task.kind == "rating" else ("accuracy", "accuracy_calibrated")
+        names: tuple[Metric, ...] = ("spearman",) if task.kind == "rating" else ("accuracy", "accuracy_calibrated")
         for name in names:
             if name not in abouts["untouched"][0]["over_prompts"]:
                 continue
@@ -369,9 +375,8 @@ def evaluate(plan: Plan, found: dict[tuple[str, str, int], dict[str, Any]], cons
                 spread = float(several.std(ddof=1)) if len(several) > 1 else 0.0
                 metrics[f"spread/{key}/{arm}"] = spread
             for other in others:
-                differences.append(
-                    {"captions": own, "metric": name, **difference(results["image_text"], results[other], name)}
-                )
+                found_difference = compare_groups(results["image_text"], results[other], name, resamples)
+                differences.append({"captions": own, **asdict(found_difference)})
         for arm in ARMS:
             for (name, caption, _), content in found.items():
                 if name == arm and (caption == own or arm == "untouched") and f"linear/{task.name}" in content:
@@ -383,72 +388,7 @@ def evaluate(plan: Plan, found: dict[tuple[str, str, int], dict[str, Any]], cons
     write_json(plan.run / "differences.json", differences)
     write_json(plan.run / "prompts.json", {task.name: list(task.prompts) for task in plan.tasks})
     save(bars(summaries), plan.run / "probing" / "arms.png")
-    console.print_json(json.dumps([row for row in differences if row["second"] == "text_only"]))
     return metrics
-
-
-def difference(first: Sequence[ProbeResult], second: Sequence[ProbeResult], metric: str) -> dict[str, Any]:
-    """Paired difference of two arms, means over prompts and seeds.
-
-    The interval resamples items; the spread of seeds stands beside it. The exact test compares, item by item, the
-    answers by scores averaged over prompts and seeds.
-    """
-    task = first[0].task
-    sides = [np.stack([np.stack(result.scores) for result in side]) for side in (first, second)]  # seeds, prompts, ...
-    row: dict[str, Any] = {"task": task.name, "first": first[0].model, "second": second[0].model}
-    if task.kind == "rating":
-        per_seed = [_spearman_means(side, task.ratings) for side in sides]
-        stacked = np.moveaxis(np.stack([side.mean(0) for side in sides]), -1, 0)  # items, sides, prompts
-
-        def statistic(rows: np.ndarray) -> float:
-            ratings = rows[:, 0, -1]
-            a, b = (_spearman_means(rows[None, :, i, :-1].transpose(0, 2, 1), ratings)[0] for i in (0, 1))
-            return float(a - b)
-
-        column = np.repeat(task.ratings[:, None, None], 2, axis=1)
-        interval = bootstrap_interval(np.concatenate([stacked, column], 2), statistic, n=300)
-        value = float(np.mean(per_seed[0]) - np.mean(per_seed[1]))
-        return row | {"difference": value, "interval": list(interval), "p": None, **_seeds(per_seed)}
-    if metric == "accuracy_calibrated":
-        order = _order(task)
-        sides = [np.take_along_axis(side, order[None, None], axis=3) for side in sides]
-        sides = [side - side.mean(2, keepdims=True) for side in sides]
-        answers = np.take_along_axis(np.argsort(order, axis=1), task.answers[:, None], axis=1)[:, 0]
-    else:
-        answers = task.answers
-    right = [(side.argmax(3) == answers).mean((0, 1)) for side in sides]  # (items,)
-    per_seed = [(side.argmax(3) == answers).mean((1, 2)) for side in sides]
-    both = [side.mean((0, 1)).argmax(1) == answers for side in sides]
-    only = int((both[0] & ~both[1]).sum()), int((both[1] & ~both[0]).sum())
-    return row | {
-        "difference": float((right[0] - right[1]).mean()),
-        "interval": list(bootstrap_interval(right[0] - right[1])),
-        "only_first": only[0],
-        "only_second": only[1],
-        "p": exact_test(*only),
-        **_seeds(per_seed),
-    }
-
-
-def _order(task: Task) -> np.ndarray:
-    """Where each option of the first item stands in each item: (items, options)."""
-    options = task.fixed_options
-    assert options is not None
-    return np.array([[item.options.index(option) for option in options] for item in task.items])
-
-
-def _seeds(per_seed: Sequence[Any]) -> dict[str, Any]:
-    a, b = (np.asarray(side, dtype=float) for side in per_seed)
-    if len(a) == len(b):
-        return {"difference_of_each_seed": (a - b).round(4).tolist()}
-    return {"difference_of_each_seed": (a - b.mean()).round(4).tolist()}
-
-
-def _spearman_means(scores: np.ndarray, ratings: np.ndarray) -> list[float]:
-    """Mean over prompts of Spearman's correlation, for each seed; scores are (seeds, prompts, items)."""
-    from scipy.stats import spearmanr
-
-    return [float(np.mean([spearmanr(prompt, ratings).statistic for prompt in seed])) for seed in scores]
 
 
 if __name__ == "__main__":
