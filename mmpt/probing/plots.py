@@ -45,7 +45,7 @@ def bars(summaries: Sequence[Mapping[str, Any]]) -> Figure:
     """
     tasks = list(dict.fromkeys(str(about["task"]) for about in summaries))
     models = list(dict.fromkeys(_title(about) for about in summaries))
-    figure = Figure(figsize=(2.2 + 1.1 * len(tasks) * max(1.0, 0.45 * len(models)), 4.0), layout="constrained")
+    figure = Figure(figsize=(1.5 + len(tasks) * max(0.8, 0.24 * len(models)), 4.0), layout="constrained")
     axes = figure.add_subplot()
     width = 0.8 / len(models)
     for about in summaries:
@@ -67,11 +67,18 @@ def bars(summaries: Sequence[Mapping[str, Any]]) -> Figure:
             if about[name] is not None and about["kind"] != "rating":
                 axes.plot([place - 0.45, place + 0.45], [about[name]] * 2, style, color="#444444", linewidth=1)
     axes.axhline(0, color="black", linewidth=0.6)
+    axes.set_xlim(-0.6, len(tasks) - 0.4)
     labels = [
         f"{task}\n(Spearman)" if any(r["task"] == task and r["kind"] == "rating" for r in summaries) else task
         for task in tasks
     ]
-    axes.set_xticks(range(len(tasks)), labels, rotation=20 if len(tasks) > 4 else 0, parse_math=False)
+    axes.set_xticks(
+        range(len(tasks)),
+        labels,
+        rotation=30 if len(tasks) > 4 else 0,
+        ha="right" if len(tasks) > 4 else "center",
+        parse_math=False,
+    )
     axes.set_ylabel("accuracy, mean over prompts")
     axes.spines[["top", "right"]].set_visible(False)
     handles = [axes.bar([0], [0], color=COLOURS[i % len(COLOURS)], alpha=0.75) for i in range(len(models))]
