@@ -49,6 +49,8 @@ class Pretraining(L.LightningModule):
         total_steps: length of the schedule; None is the length of the run, from the trainer's max_steps or max_epochs.
         cached_chunk: encode a training batch this many samples at a time and again in the backward pass: the memory of
             a small batch, the gradients of the large one (`mmpt.cached`). It costs a second forward pass.
+        lr_factors: beginning of parameter names -> factor on `lr`, for parts that are pretrained already, e.g.
+            `{"model.modalities.text": 0.02}`; a frozen part (requires_grad False) needs none.
 
     Raises:
         ConfigError: a head needs what the model lacks, a weight names no head, or `freeze` no modality.
@@ -69,6 +71,7 @@ class Pretraining(L.LightningModule):
         warmup_steps: int = 100,
         total_steps: int | None = None,
         cached_chunk: int | None = None,
+        lr_factors: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
         if not heads:
@@ -94,6 +97,7 @@ class Pretraining(L.LightningModule):
         if cached_chunk is not None and cached_chunk < 1:
             raise ConfigError(f"cached_chunk is {cached_chunk}; it must be at least 1, or null for whole batches")
         self.cached_chunk = cached_chunk
+        self.lr_factors = lr_factors
         self._seed: int | None = None
         self._validated = True  # nothing was trained since the last validation
         self._validation_due = False
@@ -233,7 +237,7 @@ class Pretraining(L.LightningModule):
         # In mixed precision Lightning refuses to clip the gradients of a fused optimiser.
         clipped = bool(self.trainer.gradient_clip_val) and "mixed" in str(self.trainer.precision)
         optimizer = torch.optim.AdamW(
-            parameter_groups(self, self.weight_decay),
+            parameter_groups(self, self.weight_decay, self.lr, self.lr_factors),
             lr=self.lr,
             betas=self.betas,
             eps=self.eps,
