@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +13,9 @@ from PIL import Image
 from mmpt.datasets.emoji import Emoji
 from mmpt.datasets.image_layouts import Layout, Picture, images_below, read_pictures
 from mmpt.errors import ConfigError, DataError, SampleError
-from mmpt.files import hash_fraction, read_member
+from mmpt.files import read_member
 from mmpt.source import Examples, Sample, Source, Split
+from mmpt.splits import hash_split
 
 
 class ImageText(Source):
@@ -247,33 +247,3 @@ def text_groups(pictures: Sequence[Picture]) -> list[int]:
                 parent[root(number)] = root(seen.setdefault(key, number))
     numbers: dict[int, int] = {}
     return [numbers.setdefault(root(number), len(numbers)) for number in range(len(pictures))]
-
-
-def hash_split(
-    places: Iterable[tuple[str, str]], validation: float, test: float, seed: int
-) -> dict[tuple[str, str], Split]:
-    """Divide by a hash of the names; whatever is added later leaves the others where they are.
-
-    Only where a stratum of three or more would give a split nothing, its nearest name is moved there.
-
-    Args:
-        places: (stratum, name) of each thing to be assigned.
-        validation: fraction for validation.
-        test: fraction for the test.
-        seed: another seed, another division.
-    """
-    strata: dict[str, list[tuple[float, tuple[str, str]]]] = defaultdict(list)
-    for place in places:
-        strata[place[0]].append((hash_fraction("\0".join(place), seed), place))
-    assigned: dict[tuple[str, str], Split] = {}
-    for members in strata.values():
-        members.sort()
-        tests = sum(fraction < test for fraction, _ in members)
-        validations = sum(fraction < test + validation for fraction, _ in members) - tests
-        if len(members) >= 3:
-            tests = max(tests, int(test > 0))
-            validations = max(min(validations, len(members) - tests - 1), int(validation > 0))
-            tests = min(tests, len(members) - validations - 1)
-        for rank, (_, place) in enumerate(members):
-            assigned[place] = "test" if rank < tests else "validation" if rank < tests + validations else "train"
-    return assigned
