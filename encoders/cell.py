@@ -17,6 +17,7 @@ from mmpt.encoders.cell_processor import CellProcessor as CellProcessor
 from mmpt.encoders.cell_processor import GeneWarning as GeneWarning
 from mmpt.encoders.cell_vocabulary import GeneVocabulary as GeneVocabulary
 from mmpt.errors import ConfigError
+from mmpt.naming import named_vectors
 from mmpt.tokens import Tokens
 from mmpt.transformer import Activation, Transformer
 
@@ -35,10 +36,15 @@ class CellEncoder(Encoder):
         feedforward: hidden size of the feed-forward blocks; 4 * `width` by default.
         max_length: most tokens of a cell, `<cls>` included.
         norm: "pre", or "post" (BERT, Geneformer).
+        final_norm: layer norm after the last layer; by default with pre-norm only. Without it the mean over the tokens can
+            weigh genes: a layer norm gives all the same length.
         activation: of the feed-forward blocks and before the prediction.
         dropout: of the input and of every part's output; two passes with it are the two views of a cell.
         gene_dropout: see `CellProcessor`.
         vocabulary_size: number of gene vectors; by default the vocabulary's tokens.
+        named_genes: gene vectors start from the genes' names, see `mmpt.naming`. With `named_words` of a text transformer
+            of the same width, a gene and the word for it start as one vector, so that what training finds out about some
+            genes holds for those it never meets in a text.
         packing: see `mmpt.transformer.Transformer`; pays off where cells differ much in their number of genes.
         checkpointing: see there.
 
@@ -55,10 +61,12 @@ class CellEncoder(Encoder):
         feedforward: int | None = None,
         max_length: int = 2048,
         norm: Literal["pre", "post"] = "pre",
+        final_norm: bool | None = None,
         activation: Activation = "gelu",
         dropout: float = 0.1,
         gene_dropout: float = 0.0,
         vocabulary_size: int | None = None,
+        named_genes: bool = False,
         packing: bool = False,
         checkpointing: bool = False,
     ) -> None:
@@ -78,6 +86,7 @@ class CellEncoder(Encoder):
             norm=norm,
             max_length=max_length,
             input_norm=norm == "post",
+            final_norm=final_norm,
             activation=activation,
             dropout=dropout,
             packing=packing,
@@ -87,6 +96,10 @@ class CellEncoder(Encoder):
         self.bias = nn.Parameter(torch.zeros(size))
         nn.init.normal_(self.gene.weight, std=0.02)
         with torch.no_grad():
+            if named_genes:
+                names = [vocabulary.name(number) for number in range(vocabulary_module.FIRST_GENE, vocabulary.cls)]
+                last = vocabulary.cls
+                self.gene.weight[vocabulary_module.FIRST_GENE : last] = named_vectors(names, width).to(self.gene.weight)
             self.gene.weight[vocabulary_module.PAD].zero_()
 
     def forward(self, inputs: Inputs, corruption: Corruption | None = None) -> Tokens:

@@ -36,6 +36,7 @@ class Modality(nn.Module, Configurable):
         pooling: how the tokens become the vector that is embedded.
         through_text: the tokens run through the shared text transformer before they are pooled (ArchBERT), instead of
             the encoder standing beside it (CLIP, LangCell).
+        projection: a linear map leads from the pooled vector to the joint space; False: the vector lies there as it is.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class MultimodalModel(nn.Module, Configurable):
             must open first. With several processes use `trainer.sync_batchnorm`.
         text_pooling: how a text becomes one vector.
         text_attention: of the text encoder; "causal" goes with pooling "last" (CLIP).
+        text_projection: as `projection` of the other modalities.
         unique_texts: encode equal texts of a batch once: for data in which many samples share a text.
         fusion: how another modality's tokens reach the text transformer: in front of the text ("prefix"), or as the
             keys and values of its cross-attention layers ("cross_attention").
@@ -90,6 +92,7 @@ class MultimodalModel(nn.Module, Configurable):
         batch_norm: bool = False,
         text_pooling: Pooling = "first",
         text_attention: Literal["bidirectional", "causal"] = "bidirectional",
+        text_projection: bool = True,
         unique_texts: bool = False,
         fusion: Literal["prefix", "cross_attention"] = "prefix",
     ) -> None:
@@ -99,7 +102,13 @@ class MultimodalModel(nn.Module, Configurable):
         self.fusion = fusion
         self.embed_dim = embed_dim
         self.modalities = nn.ModuleDict(
-            {TEXT: Modality(TextEncoder(text, text_attention, once=unique_texts), pooling=text_pooling)}
+            {
+                TEXT: Modality(
+                    TextEncoder(text, text_attention, once=unique_texts),
+                    pooling=text_pooling,
+                    projection=text_projection,
+                )
+            }
         )
         for name, modality in (modalities or {}).items():
             if any(modality.encoder is other.encoder for other in self.modalities.values()):
