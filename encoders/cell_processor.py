@@ -20,8 +20,10 @@ from mmpt.errors import ConfigError, SampleError
 TOKEN_BITS = 20
 """Low bits of a sort key that hold the token: up to a million genes."""
 
-CHUNK = 2048
-"""Cells that are sorted at once."""
+BITS, LAST = np.uint64(TOKEN_BITS), np.uint64(2**64 - 1)
+
+CHUNK = 256
+"""Cells that are sorted at once: their tables stay in the cache."""
 
 READABLE = "an AnnData object, or a list of cells: rows of one, or what mmpt.datasets.cell gives"
 
@@ -54,33 +56,33 @@ def rank_tokens(
     Returns:
         long (cells, width) tokens, padded with `PAD`, and long (cells,) numbers of tokens.
     """
-    tokens = columns[rows.indices]
-    known = (tokens >= 0) & (rows.data > 0)
-    counts = np.add.reduceat(np.append(known, False), rows.indptr[:-1], dtype=np.int64)
-    counts[np.diff(rows.indptr) == 0] = 0  # reduceat gives the next cell's first value there
-    tokens, values = tokens[known], rows.data[known]
-    values = values / medians[tokens - FIRST_GENE]
-    # One integer holds value and token, so that a plain sort of integers, which is fast, does it all: the bits of a
-    # positive double are ordered as the double, and inverted they are ordered the other way.
-    keys = (~(values.view(np.uint64) >> np.uint64(TOKEN_BITS)) << np.uint64(TOKEN_BITS)) | tokens.astype(np.uint64)
-    lengths = np.minimum(counts, limit)
-    width = int(lengths.max(initial=0))
-    ends = counts.cumsum()
-    result = np.full((len(counts), width), PAD, dtype=np.int64)
-    for first in range(0, len(counts), CHUNK):
-        part = counts[first : first + CHUNK]
-        widest = int(part.max(initial=0))
-        if not widest:
-            continue
-        begin = ends[first] - counts[first]
-        inside = np.arange(widest) < part[:, None]  # (cells, widest)
-        table = np.full(inside.shape, np.iinfo(np.uint64).max, dtype=np.uint64)
-        table[inside] = keys[begin : begin + part.sum()]
+    # Unknown genes get the median infinity, so that their value is 0, as that of genes without expression.
+    median = np.full(len(columns), np.inf)
+    median[columns >= 0] = medians[columns[columns >= 0] - FIRST_GENE]
+    token = np.maximum(columns, 0).astype(np.uint64)
+    spans = np.diff(rows.indptr)
+    result = np.full((rows.shape[0], min(int(spans.max(initial=0)), limit)), PAD, dtype=np.int64)
+    lengths = np.zeros(rows.shape[0], dtype=np.int64)
+    for first in range(0, rows.shape[0], CHUNK):
+        part = spans[first : first + CHUNK]
+        begin, end = rows.indptr[first], rows.indptr[first + len(part)]
+        index = rows.indices[begin:end]
+        values = rows.data[begin:end] / median[index]
+        # One integer holds value and token, so that a plain sort of integers, which is fast, does it all: the bits of a
+        # positive double are ordered as the double, and inverted they are ordered the other way. A value of 0 comes last.
+        keys = ~(values.view(np.uint64) >> BITS) << BITS
+        keys |= token[index]
+        inside = np.arange(part.max(initial=0)) < part[:, None]  # (cells, widest)
+        table = np.full(inside.shape, LAST, dtype=np.uint64)
+        table[inside] = keys
         table.sort(axis=1)
-        kept = (table[:, :width] & np.uint64(2**TOKEN_BITS - 1)).astype(np.int64)
-        kept[~inside[:, :width]] = PAD
-        result[first : first + CHUNK, : kept.shape[1]] = kept
-    return result, lengths
+        table = table[:, :limit]
+        found = table < LAST >> BITS << BITS
+        tokens = (table & ~(LAST << BITS)).astype(np.int64)
+        tokens *= found
+        result[first : first + len(part), : tokens.shape[1]] = tokens
+        lengths[first : first + len(part)] = found.sum(1)
+    return result[:, : lengths.max(initial=0)], lengths
 
 
 class CellProcessor(Processor):
