@@ -13,8 +13,9 @@ from PIL import Image
 from mmpt.datasets.emoji import Emoji
 from mmpt.datasets.image_layouts import Layout, Picture, images_below, read_pictures
 from mmpt.errors import ConfigError, DataError, SampleError
-from mmpt.files import hash_split, read_member
+from mmpt.files import read_member
 from mmpt.source import Examples, Sample, Source, Split
+from mmpt.splits import hash_split
 
 
 class ImageText(Source):

@@ -17,8 +17,9 @@ from mmpt.datasets.midi_corpus import Corpus
 from mmpt.encoders.midi_notes import PART, Notes, read_notes
 from mmpt.encoders.midi_tokens import VELOCITY_CLASSES
 from mmpt.errors import ConfigError, DataError, SampleError
-from mmpt.files import TABLE_SUFFIXES, contained, hash_split, read_table
+from mmpt.files import TABLE_SUFFIXES, contained, read_table
 from mmpt.source import Examples, Sample, Source, Split
+from mmpt.splits import hash_split
 
 SUFFIXES = (".mid", ".midi")
 LARGEST = 64 * 2**20

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_model
+from safetensors.torch import load_file, save_file, save_model
 
 from mmpt.config import from_config
 from mmpt.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from mmpt.heads.head import Head
     from mmpt.model import MultimodalModel
 
 CONFIG, WEIGHTS, CARD = "config.yaml", "model.safetensors", "README.md"
+HEADS_CONFIG, HEADS = "heads.yaml", "heads.safetensors"
 
 
 def save_pretrained(model: MultimodalModel, folder: Path, card: str = "") -> Path:
@@ -55,6 +57,47 @@ def from_pretrained(folder: Path, trust: Sequence[str] = ()) -> MultimodalModel:
         raise CheckpointError(f"{folder / CONFIG} describes a {type(model).__name__}, not a MultimodalModel")
     load_weights(model, folder / WEIGHTS)
     return model.eval()
+
+
+def save_heads(heads: Mapping[str, Head], folder: Path) -> None:
+    """Write the heads that trained a model into its folder: temperatures, and classifiers that score pairs."""
+    weights = {
+        f"{name}.{key}": value.contiguous() for name, head in heads.items() for key, value in head.state_dict().items()
+    }
+    config = {name: head.config(folder) for name, head in heads.items()}
+    (folder / HEADS_CONFIG).write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    unfinished = folder / f"{HEADS}.part"
+    save_file(weights, str(unfinished))
+    os.replace(unfinished, folder / HEADS)
+
+
+def load_heads(folder: str | Path, model: MultimodalModel, trust: Sequence[str] = ()) -> dict[str, Head]:
+    """Rebuild the heads of a folder that pretraining wrote, in evaluation mode.
+
+    Args:
+        folder: a run's RUN/model.
+        model: the model of that folder.
+        trust: packages besides mmpt whose classes the configuration may name.
+
+    Raises:
+        CheckpointError: the folder has no heads (a fine-tuned model has none), or they belong to another model.
+        UntrustedClassError: the configuration names other classes.
+    """
+    from mmpt.heads.head import Head
+
+    folder = Path(folder)
+    if not (folder / HEADS_CONFIG).is_file() or not (folder / HEADS).is_file():
+        raise CheckpointError(f"{folder} has no {HEADS_CONFIG} and {HEADS}; heads are what a pretraining run adds")
+    config = yaml.safe_load((folder / HEADS_CONFIG).read_text(encoding="utf-8"))
+    heads = from_config(config, folder=folder, trust=trust)
+    module = torch.nn.ModuleDict(heads)
+    for head in heads.values():
+        if not isinstance(head, Head):
+            raise CheckpointError(f"{folder / HEADS_CONFIG} describes a {type(head).__name__}, not a Head")
+        head.bind(model)
+    load_weights(module, folder / HEADS)
+    module.eval()
+    return dict(heads)
 
 
 class NewWeightsWarning(UserWarning):

@@ -19,7 +19,7 @@ class MultimodalData(L.LightningDataModule):
 
     Args:
         sources: name -> dataset.
-        path: the user's own data in place of a source's default; with several sources a mapping from name to path.
+        path: the user's own data in place of the default; with sources of several classes a mapping from name to path.
         batch_size: samples in a training batch of one process.
         eval_batch_size: samples in a batch of validation, test and prediction; None is `batch_size`.
         views: how often each sample stands in its training batch, every time read and augmented anew: for sources that
@@ -88,10 +88,10 @@ class MultimodalData(L.LightningDataModule):
         if path is None:
             return
         if isinstance(path, str):
-            if len(self.sources) > 1:
+            if len({type(source) for source in self.sources.values()}) > 1:
                 raise ConfigError(
-                    f"path names one place, but there are several sources ({', '.join(self.sources)}); give a mapping "
-                    f"such as {{{next(iter(self.sources))}: {path}}}"
+                    f"path names one place, but there are sources of several kinds ({', '.join(self.sources)}); give a "
+                    f"mapping such as {{{next(iter(self.sources))}: {path}}}"
                 )
             path = dict.fromkeys(self.sources, path)
         _check_names("path", path, self.sources)

@@ -36,6 +36,7 @@ class Modality(nn.Module, Configurable):
         pooling: how the tokens become the vector that is embedded.
         through_text: the tokens run through the shared text transformer before they are pooled (ArchBERT), instead of
             the encoder standing beside it (CLIP, LangCell).
+        projection: a linear map leads from the pooled vector to the joint space; False: the vector lies there as it is.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class MultimodalModel(nn.Module, Configurable):
         text_attention: of the text encoder; "causal" goes with pooling "last" (CLIP).
         text_length: longest text in tokens. The rest of the text transformer's `max_length` is room for the tokens that
             other modalities put in front of a text; None leaves none.
+        text_projection: as `projection` of the other modalities.
         unique_texts: encode equal texts of a batch once: for data in which many samples share a text.
         fusion: how another modality's tokens reach the text transformer: in front of the text ("prefix"), or as the
             keys and values of its cross-attention layers ("cross_attention").
@@ -93,6 +95,7 @@ class MultimodalModel(nn.Module, Configurable):
         text_pooling: Pooling = "first",
         text_attention: Literal["bidirectional", "causal"] = "bidirectional",
         text_length: int | None = None,
+        text_projection: bool = True,
         unique_texts: bool = False,
         fusion: Literal["prefix", "cross_attention"] = "prefix",
     ) -> None:
@@ -104,7 +107,9 @@ class MultimodalModel(nn.Module, Configurable):
         self.modalities = nn.ModuleDict(
             {
                 TEXT: Modality(
-                    TextEncoder(text, text_attention, once=unique_texts, max_length=text_length), pooling=text_pooling
+                    TextEncoder(text, text_attention, once=unique_texts, max_length=text_length),
+                    pooling=text_pooling,
+                    projection=text_projection,
                 )
             }
         )

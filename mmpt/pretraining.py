@@ -15,7 +15,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from mmpt.batches import Batch, hash_seed
 from mmpt.cached import CachedFeatures, refuse_inexact
-from mmpt.checkpoint import start_from
+from mmpt.checkpoint import save_heads, start_from
 from mmpt.errors import ConfigError, NonFiniteLossError
 from mmpt.features import Features
 from mmpt.heads.head import Head
@@ -229,8 +229,10 @@ class Pretraining(L.LightningModule):
         return {"names": batch.names, **embeddings}
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write the model's folder; the heads are not part of it."""
-        return self.model.save_pretrained(folder)
+        """Write the model's folder, and beside the model the heads, for `mmpt.checkpoint.load_heads`."""
+        folder = self.model.save_pretrained(folder)
+        save_heads({name: head for name, head in self.heads.items() if isinstance(head, Head)}, folder)
+        return folder
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with warm-up and cosine for each step."""

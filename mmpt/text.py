@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from mmpt.config import FOLDER, Configurable, to_config
 from mmpt.encoder import MASK, RANDOM, Corruption, Encoder, Inputs, Part, Processor, UnitLosses
 from mmpt.errors import ConfigError, SampleError
+from mmpt.naming import named_vectors
 from mmpt.positions import Positions
 from mmpt.tokenization import ClipTokenizer, WordPieceSource, resolve_tokenizer
 from mmpt.tokens import Tokens
@@ -158,6 +159,8 @@ class TextTransformer(TextBackbone):
         lm_head: "tied": product with the word vectors; "transform": dense, activation, norm before it and a bias after
             it (BERT). Needed where `input_width` differs from `width`.
         vocabulary_size: number of word vectors; by default the tokenizer's.
+        named_words: word vectors start from the words' names, see `mmpt.naming`: words that name a unit of another modality
+            (genes) start as that unit's vector does.
         packing: see `mmpt.transformer.Transformer`.
         checkpointing: see there.
 
@@ -193,10 +196,12 @@ class TextTransformer(TextBackbone):
         token_types: bool = False,
         lm_head: Literal["tied", "transform"] = "tied",
         vocabulary_size: int | None = None,
+        named_words: bool = False,
         packing: bool = False,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        self.named_words = named_words
         self.tokenizer = resolve_tokenizer(tokenizer)
         self.width = width
         self.input_width = width if input_width is None else input_width
@@ -241,6 +246,9 @@ class TextTransformer(TextBackbone):
         """Draw the word vectors and the token type anew: normal with standard deviation 0.02, the pad vector zero."""
         nn.init.normal_(self.word.weight, std=0.02)
         with torch.no_grad():
+            if self.named_words:
+                names = self.tokenizer.convert_ids_to_tokens(list(range(len(self.tokenizer))))
+                self.word.weight[: len(names)] = named_vectors(names, self.input_width).to(self.word.weight)
             self.word.weight[self.tokenizer.pad_token_id].zero_()
         if self.token_type is not None:
             nn.init.normal_(self.token_type, std=0.02)

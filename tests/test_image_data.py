@@ -17,7 +17,7 @@ from mmpt.datasets.emoji import Emoji, TrainingEmoji
 from mmpt.datasets.image import ImageText
 from mmpt.encoders.image import ImageProcessor
 from mmpt.errors import ConfigError, DataError, SampleError
-from mmpt.files import hash_split
+from mmpt.splits import hash_split
 
 SPLITS = ("train", "validation", "test")
 

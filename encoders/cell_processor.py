@@ -1,0 +1,256 @@
+"""Cells -> rank-value tokens (Geneformer, Theodoris et al. 2023; LangCell, arXiv 2405.06708)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import anndata
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+
+from mmpt.encoder import Inputs, Processor
+from mmpt.encoders.cell_expression import Cell, Expression, expression_of
+from mmpt.encoders.cell_vocabulary import FIRST_GENE, PAD, TARGET_SUM, GeneVocabulary, in_linear_space
+from mmpt.errors import ConfigError, SampleError
+
+TOKEN_BITS = 20
+"""Low bits of a sort key that hold the token: up to a million genes."""
+
+BITS, LAST = np.uint64(TOKEN_BITS), np.uint64(2**64 - 1)
+
+CHUNK = 256
+"""Cells that are sorted at once: their tables stay in the cache."""
+
+READABLE = "an AnnData object, or a list of cells: rows of one, or what mmpt.datasets.cell gives"
+
+
+class GeneWarning(UserWarning):
+    """Genes of a dataset that the model does not know, or that stand in it twice."""
+
+
+def rank_values(
+    counts: NDArray[np.float64], totals: NDArray[np.float64], medians: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """What genes are ranked by: count / total of the cell * 10,000 / median of the gene (any shapes that broadcast)."""
+    return counts / medians * (TARGET_SUM / totals)
+
+
+def rank_tokens(
+    rows: sparse.csr_matrix, columns: NDArray[np.int64], medians: NDArray[np.float64], limit: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The genes of each cell, the highest expression relative to its median first.
+
+    The total of a cell scales all its values alike, so it plays no role here. Genes whose values agree in 32 bits of their
+    mantissa are tied and stand in the order of their tokens; the released code leaves the order of ties open.
+
+    Args:
+        rows: CSR (cells, genes), not negative, in linear space.
+        columns: token of each gene, -1 where it has none; no token twice.
+        medians: median of each gene, over the tokens from `FIRST_GENE` on.
+        limit: keep so many genes of a cell.
+
+    Returns:
+        long (cells, width) tokens, padded with `PAD`, and long (cells,) numbers of tokens.
+    """
+    # Unknown genes get the median infinity, so that their value is 0, as that of genes without expression.
+    median = np.full(len(columns), np.inf)
+    median[columns >= 0] = medians[columns[columns >= 0] - FIRST_GENE]
+    token = np.maximum(columns, 0).astype(np.uint64)
+    spans = np.diff(rows.indptr)
+    result = np.full((rows.shape[0], min(int(spans.max(initial=0)), limit)), PAD, dtype=np.int64)
+    lengths = np.zeros(rows.shape[0], dtype=np.int64)
+    for first in range(0, rows.shape[0], CHUNK):
+        part = spans[first : first + CHUNK]
+        begin, end = rows.indptr[first], rows.indptr[first + len(part)]
+        index = rows.indices[begin:end]
+        values = rows.data[begin:end] / median[index]
+        # One integer holds value and token, so that a plain sort of integers, which is fast, does it all: the bits of a
+        # positive double are ordered as the double, and inverted they are ordered the other way. A value of 0 comes last.
+        keys = ~(values.view(np.uint64) >> BITS) << BITS
+        keys |= token[index]
+        inside = np.arange(part.max(initial=0)) < part[:, None]  # (cells, widest)
+        table = np.full(inside.shape, LAST, dtype=np.uint64)
+        table[inside] = keys
+        table.sort(axis=1)
+        table = table[:, :limit]
+        found = table < LAST >> BITS << BITS
+        tokens = (table & ~(LAST << BITS)).astype(np.int64)
+        tokens *= found
+        result[first : first + len(part), : tokens.shape[1]] = tokens
+        lengths[first : first + len(part)] = found.sum(1)
+    return result[:, : lengths.max(initial=0)], lengths
+
+
+class CellProcessor(Processor):
+    """Cells -> the tokens of their genes, most characteristic first, behind `<cls>`.
+
+    | key  | shape                | meaning                                            |
+    |------|----------------------|----------------------------------------------------|
+    | ids  | long (batch, length) | `<cls>`, then genes by rank; `<pad>` behind them   |
+    | mask | bool (batch, length) | True where real                                    |
+
+    Args:
+        vocabulary: which genes have a token, and their medians.
+        max_length: most tokens of a cell, `<cls>` included; 2,048 in the paper.
+        gene_dropout: in training, each cell loses a random share of its genes between 0 and this number, so that the
+            encoder copes with studies that measured other genes.
+    """
+
+    def __init__(self, vocabulary: GeneVocabulary, max_length: int = 2048, gene_dropout: float = 0.0) -> None:
+        if max_length < 2 or not 0 <= gene_dropout < 1:
+            raise ConfigError(
+                f"max_length is {max_length}, gene_dropout {gene_dropout}; expected at least 2, and a share below 1"
+            )
+        if len(vocabulary) >= 2**TOKEN_BITS:
+            raise ConfigError(f"{len(vocabulary)} genes are too many; expected fewer than {2**TOKEN_BITS}")
+        self.vocabulary = vocabulary
+        self.max_length = max_length
+        self.gene_dropout = gene_dropout
+        self._last: tuple[Any, NDArray[np.int64]] | None = None
+
+    def __call__(self, samples: anndata.AnnData | Sequence[Any], *, training: bool = False) -> Inputs:
+        """Tokenize cells.
+
+        Args:
+            samples: AnnData (all its cells), or a list of `Cell` or of one-row AnnData.
+            training: apply the gene dropout.
+
+        Raises:
+            SampleError: a cell without expression, or with negative or non-finite values.
+            DataError: no gene of the data is known.
+        """
+        tokens, lengths = self.tokenize(samples, training)
+        width = int(lengths.max(initial=0)) + 1
+        ids = np.concatenate([np.full((len(tokens), 1), self.vocabulary.cls), tokens[:, : width - 1]], 1)
+        mask = np.arange(width) <= lengths[:, None]
+        return {"ids": torch.from_numpy(ids), "mask": torch.from_numpy(mask)}
+
+    def tokenize(
+        self, samples: anndata.AnnData | Sequence[Any], training: bool = False
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The genes of each cell without `<cls>`: see `rank_tokens`."""
+        parts, order = _by_matrix(samples)
+        results = [self._tokens(expression, rows, places, training) for expression, rows, places in parts]
+        if len(results) == 1 and order is None:
+            return results[0]
+        width = max((tokens.shape[1] for tokens, _ in results), default=0)
+        joined = np.concatenate(
+            [np.pad(tokens, ((0, 0), (0, width - tokens.shape[1])), constant_values=PAD) for tokens, _ in results]
+            or [np.zeros((0, 0), dtype=np.int64)]
+        )
+        lengths = np.concatenate([length for _, length in results] or [np.zeros(0, dtype=np.int64)])
+        return joined[order], lengths[order]
+
+    def _tokens(
+        self, expression: Expression, rows: NDArray[np.int64] | None, places: NDArray[np.int64], training: bool
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        matrix = expression.rows(np.arange(len(expression)) if rows is None else rows)
+        names = expression.cells if rows is None else expression.cells[rows]
+        _check_values(matrix, names, places)
+        linear = in_linear_space(matrix, expression)
+        columns = self._columns(expression)
+        linear, columns = _without_twins(linear, columns)
+        if training and self.gene_dropout:
+            linear = self._drop_genes(linear)
+        return rank_tokens(linear, columns, self.vocabulary.medians, self.max_length - 1)
+
+    def _drop_genes(self, rows: sparse.csr_matrix) -> sparse.csr_matrix:
+        share = np.repeat(torch.rand(rows.shape[0]).numpy() * self.gene_dropout, np.diff(rows.indptr))
+        kept = rows.data * (torch.rand(rows.nnz).numpy() >= share)
+        return sparse.csr_matrix((kept, rows.indices, rows.indptr), shape=rows.shape)
+
+    def _columns(self, expression: Expression) -> NDArray[np.int64]:
+        """The token of each column; looked up once for neighbouring batches of one matrix."""
+        names = expression.genes["index"]
+        if self._last is None or self._last[0] is not names:
+            columns = self.vocabulary.columns(expression)
+            _report(expression, columns)
+            self._last = names, columns
+        return self._last[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_last": None}
+
+
+def _by_matrix(
+    samples: anndata.AnnData | Sequence[Any],
+) -> tuple[list[tuple[Expression, NDArray[np.int64] | None, NDArray[np.int64]]], NDArray[np.int64] | None]:
+    """Samples by the matrix they lie in: (matrix, its rows or None for all, places in the batch); and how to undo it."""
+    if isinstance(samples, anndata.AnnData):
+        expression = expression_of(samples)
+        return [(expression, None, np.arange(len(expression)))], None
+    rows: dict[int, list[int]] = {}
+    places: dict[int, list[int]] = {}
+    matrices: dict[int, Expression] = {}
+    for place, sample in enumerate(samples):
+        cell = _cell(sample, place)
+        key = id(cell.expression)
+        matrices[key] = cell.expression
+        rows.setdefault(key, []).append(cell.row)
+        places.setdefault(key, []).append(place)
+    parts = [(matrices[key], np.array(rows[key]), np.array(places[key])) for key in matrices]
+    if len(parts) == 1:
+        return list(parts), None
+    order = np.argsort(np.concatenate([places for *_, places in parts])) if parts else np.zeros(0, dtype=np.int64)
+    return list(parts), order
+
+
+def _cell(sample: Any, place: int) -> Cell:
+    if isinstance(sample, Cell):
+        return sample
+    if isinstance(sample, anndata.AnnData) and len(sample) == 1:
+        return Cell(expression_of(sample), 0)
+    what = f"{len(sample)} cells" if isinstance(sample, anndata.AnnData) else f"a {type(sample).__name__}"
+    raise SampleError(f"cell {place} of the batch", f"is {what}", READABLE, place)
+
+
+def _check_values(rows: sparse.csr_matrix, names: NDArray[np.str_], places: NDArray[np.int64]) -> None:
+    """Refuse the first cell with values that are not finite, negative, or all zero."""
+    sound = np.isfinite(rows.data) & (rows.data >= 0)
+    if sound.all() and rows.nnz and (np.diff(rows.indptr) > 0).all() and rows.data.all():
+        return
+    cell_of = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr))
+    bad = np.zeros(rows.shape[0], dtype=bool)
+    bad[cell_of[~sound]] = True
+    empty = np.bincount(cell_of[sound & (rows.data > 0)], minlength=rows.shape[0]) == 0
+    for row in np.flatnonzero(bad | empty):
+        problem = "has negative or non-finite expression" if bad[row] else "has no expressed gene"
+        raise SampleError(names[row], problem, "counts or log-normalised values of at least one gene", int(places[row]))
+
+
+def _without_twins(rows: sparse.csr_matrix, columns: NDArray[np.int64]) -> tuple[sparse.csr_matrix, NDArray[np.int64]]:
+    """Sum columns of the same token."""
+    known = columns[columns >= 0]
+    if len(np.unique(known)) == len(known):
+        return rows, columns
+    tokens, place = np.unique(columns, return_inverse=True)
+    ones = sparse.csr_matrix(
+        (np.ones(len(columns)), (np.arange(len(columns)), place)), shape=(len(columns), len(tokens))
+    )
+    return sparse.csr_matrix(rows @ ones), tokens
+
+
+def _report(expression: Expression, columns: NDArray[np.int64]) -> None:
+    names = expression.genes["index"]
+    unknown = names[columns < 0]
+    if len(unknown):
+        shown = ", ".join(unknown[:10]) + (", ..." if len(unknown) > 10 else "")
+        warnings.warn(
+            f"{expression.origin}: {len(unknown)} of {len(names)} genes are unknown to the model and left out: {shown}",
+            GeneWarning,
+            stacklevel=2,
+        )
+    known = columns[columns >= 0]
+    tokens, times = np.unique(known, return_counts=True)
+    if (times > 1).any():
+        twins = names[np.isin(columns, tokens[times > 1])]
+        warnings.warn(
+            f"{expression.origin}: {int((times > 1).sum())} genes stand there more than once and are summed: "
+            f"{', '.join(sorted(set(twins))[:10])}",
+            GeneWarning,
+            stacklevel=2,
+        )

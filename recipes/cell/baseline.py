@@ -1,0 +1,61 @@
+"""Classic baselines of cell typing: logistic regression on log expression and on ranks, and marker genes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+from sklearn.linear_model import LogisticRegression
+
+from mmpt.datasets.cell_text import CellType
+from mmpt.encoders.cell_expression import Cell
+from mmpt.encoders.cell_vocabulary import in_linear_space
+
+Array = NDArray[np.float64]
+
+
+def log_expression(cells: Sequence[Cell], genes: Sequence[str] | None = None) -> Array:
+    """log1p of counts per ten thousand (log-normalised data as they are): (cells, genes) of one matrix.
+
+    Args:
+        cells: of one matrix.
+        genes: keep these columns.
+    """
+    expression = cells[0].expression
+    rows = expression.rows([cell.row for cell in cells])
+    if expression.kind == "log":
+        values = rows.toarray().astype(np.float64)
+    else:
+        linear = in_linear_space(rows, expression).toarray()
+        values = np.log1p(linear / np.maximum(linear.sum(1, keepdims=True), 1e-12) * 1e4)
+    if genes is None:
+        return values
+    place = {name: number for number, name in enumerate(expression.genes["index"].tolist())}
+    return values[:, [place[gene] for gene in genes]]
+
+
+def ranks(values: Array) -> Array:
+    """Within each cell, the rank of each gene among all as a share, ties in the middle, and 0 where it is not expressed."""
+    return np.where(values > 0, rankdata(values, axis=1) / values.shape[1], 0.0)
+
+
+def logistic_regression(train: Array, labels: NDArray[np.int64], test: Array) -> NDArray[np.int64]:
+    """Predictions of scikit-learn's logistic regression with its default strength, on features as they are."""
+    return LogisticRegression(max_iter=2000).fit(train, labels).predict(test)
+
+
+def marker_scores(cells: Sequence[Cell], types: Sequence[CellType]) -> Array:
+    """(cells, types): mean over a type's markers of the gene's z-score over these cells; -inf without known markers.
+
+    It sees all cells at once, as the z-scores need them.
+    """
+    values = log_expression(cells)
+    scores = (values - values.mean(0)) / np.maximum(values.std(0), 1e-6)
+    place = {name: number for number, name in enumerate(cells[0].expression.genes["index"].tolist())}
+    columns = []
+    for kind in types:
+        known = [place[gene] for gene in kind.markers if gene in place]
+        columns.append(scores[:, known].mean(1) if known else np.full(len(cells), -np.inf))
+    return np.stack(columns, 1)

@@ -1,0 +1,364 @@
+"""Measure the cell recipe over seeds: types left out, transfer between two studies, and what each loss adds.
+
+    python recipes/cell/study.py --output study.jsonl [--other other.h5ad] [--seeds 0 1 2] [--parts main unseen cross ablation]
+        [--minutes 9] [--smoke]
+
+Every finished run is a line of the output file; what is there already is not run again. `--minutes` starts no new run after
+that time. The other study needs a column of types; transfer is measured over the genes that both have. At the end the
+means and standard deviations over the seeds are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import tempfile
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+import yaml
+from baseline import log_expression, logistic_regression, marker_scores, ranks
+from evaluation import (
+    best_share,
+    few_shot_metrics,
+    scores,
+    standardised,
+    typed,
+    typing_metrics,
+    unseen_metrics,
+    zero_shot,
+)
+from rich.console import Console
+from rich.table import Table
+
+from mmpt.commands import retrieval_metrics
+from mmpt.config import from_config
+from mmpt.data import MultimodalData
+from mmpt.datasets.cell import Cells
+from mmpt.finetuning import rebuilt
+from mmpt.heads import MatchingHead
+from mmpt.model import MultimodalModel
+from mmpt.pretraining import Pretraining
+
+HERE = Path(__file__).parent
+CELLS = "mmpt.datasets.cell.Cells"
+UNSEEN = {
+    "B and NK": ("CD19+ B", "CD56+ NK"),
+    "monocyte and CD34": ("CD14+ Monocyte", "CD34+"),
+    "dendritic and CD8": ("Dendritic", "CD8+ Cytotoxic T"),
+}
+COARSE = {
+    "B cell": "B",
+    "dendritic cell": "DC",
+    "CD14-positive monocyte": "Mono",
+    "FCGR3A-positive monocyte": "Mono",
+    "natural killer cell": "NK",
+    "cytotoxic CD8-positive T cell": "T",
+    "naive CD8-positive T cell": "T",
+    "naive CD4-positive T cell": "T",
+    "memory CD4-positive T cell": "T",
+    "regulatory CD4-positive T cell": "T",
+}
+"""Types of the definitions by what two studies have in common; others are left out of that comparison."""
+
+
+@dataclass
+class Variant:
+    """What differs from the recipe.
+
+    Attributes:
+        source: arguments of every source of cells.
+        vocabulary: arguments of the gene vocabulary.
+        weights: of the heads, in both stages.
+        same_group: of the cell-text contrast.
+        labelled: whether descriptions are trained on.
+        second: whether the second stage is run.
+    """
+
+    source: dict[str, Any] = field(default_factory=dict)
+    vocabulary: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+    same_group: str = "soft"
+    labelled: bool = True
+    second: bool = True
+
+
+@dataclass
+class Trained:
+    """A model after its stages."""
+
+    model: MultimodalModel
+    head: MatchingHead | None
+    data: MultimodalData
+    losses: dict[str, float]
+
+    @property
+    def source(self) -> Cells:
+        """Its described cells."""
+        source = self.data.sources["described"]
+        assert isinstance(source, Cells)
+        return source
+
+
+def pretrained(variant: Variant, seed: int, steps: int = -1) -> Trained:
+    """Both stages of the recipe in this process, without a run folder."""
+    first = loaded("pretrain.yaml")
+    second = loaded("align.yaml")
+    adapt(first, variant)
+    adapt(second, variant)
+    merged = {**first["model"]["init_args"], **second["model"]["init_args"]}
+    epochs = {"first": first["trainer"]["max_epochs"], "second": second["trainer"]["max_epochs"]}
+    L.seed_everything(seed, verbose=False)
+    module = Pretraining(**from_config(first["model"]["init_args"]))
+    data = MultimodalData(**{**from_config(first["data"]), "seed": seed})
+    if not variant.labelled:
+        data.weights = {"described": 0.0, "sentences": 1.0}
+    losses = fit(module, data, epochs["first"], steps, "first")
+    head = None
+    if variant.second:
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            merged["pretrained"] = str(module.model.save_pretrained(folder))
+            module = Pretraining(**from_config(merged))
+        losses |= fit(module, data, epochs["second"], steps, "second")
+        found = module.heads["matching"]
+        assert isinstance(found, MatchingHead)
+        head = found if variant.weights.get("matching", 1.0) else None
+    model = module.model.eval()
+    return Trained(model, head, data.attach(model.processors), losses)
+
+
+def fit(module: Pretraining, data: MultimodalData, epochs: int, steps: int, stage: str) -> dict[str, float]:
+    """Train, and give the validation losses before and after."""
+    trainer = L.Trainer(
+        max_epochs=epochs,
+        max_steps=steps,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        gradient_clip_val=1.0,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        use_distributed_sampler=False,
+    )
+    before = validation_losses(module, data)
+    trainer.fit(module, data)
+    after = validation_losses(module, data)
+    return {f"loss/{stage}/{name}": after[name] for name in after} | {
+        f"loss/{stage}/{name}_before": before[name] for name in before
+    }
+
+
+def validation_losses(module: Pretraining, data: MultimodalData) -> dict[str, float]:
+    """Mean of each head's loss over the validation split, with the same masks every time."""
+    data.attach(module.model.processors)
+    module.eval()
+    sums: dict[str, list[float]] = {}
+    with torch.no_grad(), torch.random.fork_rng([]):
+        for batch in data.loader("validation"):
+            torch.manual_seed(batch.seed)
+            for name, value in module(batch)[1].items():
+                if name.endswith("/loss"):
+                    sums.setdefault(name.removesuffix("/loss"), []).append(float(value))
+    module.train()
+    return {name: float(np.mean(values)) for name, values in sums.items()}
+
+
+def loaded(name: str) -> dict[str, Any]:
+    """A configuration of this recipe."""
+    tree: dict[str, Any] = yaml.safe_load((HERE / name).read_text(encoding="utf-8"))
+    return tree
+
+
+def adapt(node: Any, variant: Variant) -> None:
+    """Change a configuration as the variant says, wherever the classes stand."""
+    if isinstance(node, list):
+        for part in node:
+            adapt(part, variant)
+    if not isinstance(node, dict):
+        return
+    if node.get("class_path") == CELLS:
+        node.setdefault("init_args", {}).update(variant.source)
+    if node.get("class_path") == "mmpt.encoders.cell.GeneVocabulary":
+        node["init_args"].update(variant.vocabulary)
+    if isinstance(node.get("weights"), dict):
+        node["weights"] |= {name: value for name, value in variant.weights.items() if name in node["weights"]}
+    if isinstance(node.get("heads"), dict):
+        node["heads"]["cell_text"]["init_args"]["same_group"] = variant.same_group
+    for part in node.values():
+        adapt(part, variant)
+
+
+def main_run(seed: int, steps: int) -> dict[str, float]:
+    """The recipe itself, and a model without labels for few-shot typing."""
+    trained = pretrained(Variant(), seed, steps)
+    source, test = trained.source, typed(trained.source, "test")
+    share = best_share(trained.model, trained.head, source, described(source))
+    metrics = typing_metrics(trained.model, trained.head, source, share, test, "zero_shot")
+    fresh = typing_metrics(rebuilt(trained.model).eval(), None, source, 1.0, test, "zero_shot")
+    metrics |= {f"{name}_untrained": fresh[name] for name in ("zero_shot/accuracy", "zero_shot/macro_f1")}
+    metrics |= {"share": share, **trained.losses}
+    metrics |= retrieval_metrics(trained.model, trained.data, "cell", "test")
+    blind = pretrained(Variant(labelled=False, second=False), seed, steps)
+    models = {"": blind.model, "_untrained": rebuilt(blind.model).eval()}
+    return metrics | few_shot_metrics(models, typed(source, "train"), test, (1, 5, 20), "few_labels")
+
+
+def unseen_run(types: Sequence[str], seed: int, steps: int) -> dict[str, float]:
+    """Types that neither stage saw."""
+    trained = pretrained(Variant(source={"exclude": list(types)}), seed, steps)
+    share = best_share(trained.model, trained.head, trained.source, described(trained.source))
+    metrics = unseen_metrics(trained.model, trained.head, trained.source, types, share, "unseen")
+    return metrics | {"share": share}
+
+
+def cross_run(own: str | None, other: str | None, genes: str, seed: int, steps: int) -> dict[str, float]:
+    """Train on one study, type the other: by description, as coarse types, and with few labels."""
+    trained = pretrained(Variant(source={"path": own}, vocabulary={"genes": genes}), seed, steps)
+    shared = Path(genes).read_text(encoding="utf-8").split()
+    here, there = trained.source, Cells(other)
+    share = best_share(trained.model, trained.head, here, described(here))
+    test = everything(there)
+    names = list(there.label_names("class"))
+    found = zero_shot(trained.model, trained.head, test.cells, described(there))
+    markers = marker_scores(test.cells, [there.definitions.find(name) for name in names])
+    metrics: dict[str, float] = {"share": share}
+    kinds = coarse(there, names)
+    kept = np.array([kinds[label] >= 0 for label in test.labels])
+    right = np.array([kinds[label] for label in test.labels])[kept]
+    for suffix, values in (
+        ("", found.mixed(share).numpy()),
+        ("_standardised", standardised(found.cosines).numpy()),
+        ("_markers", markers),
+    ):
+        metrics |= scores(test.labels, values.argmax(1), "cross/all_types", suffix)
+        metrics |= scores(right, np.array(kinds)[values.argmax(1)][kept], "cross/coarse", suffix)
+    own_train = everything(here)
+    own_kinds = np.array(coarse(here, list(here.label_names("class"))))[own_train.labels]
+    inside, outside = (log_expression(cells, shared) for cells in (own_train.cells, test.cells))
+    fitted = logistic_regression(ranks(inside)[own_kinds >= 0], own_kinds[own_kinds >= 0], ranks(outside)[kept])
+    metrics |= scores(right, fitted, "cross/coarse", "_ranks")
+    return metrics | few_shot_metrics(
+        {"": trained.model}, typed(there, "train"), typed(there, "test"), (1, 5, 20), "cross"
+    )
+
+
+def ablation_run(variant: Variant, seed: int, steps: int) -> dict[str, float]:
+    """Zero-shot typing and 5-shot typing after a changed training."""
+    trained = pretrained(variant, seed, steps)
+    source, test = trained.source, typed(trained.source, "test")
+    share = best_share(trained.model, trained.head, source, described(source))
+    metrics = typing_metrics(trained.model, trained.head, source, share, test, "zero_shot")
+    metrics |= few_shot_metrics({"": trained.model}, typed(source, "train"), test, (5,), "probe")
+    return metrics | retrieval_metrics(trained.model, trained.data, "cell", "test")
+
+
+def described(source: Cells) -> list[str]:
+    """The texts of a source's types."""
+    return [source.definitions.describe(name) for name in source.label_names("class")]
+
+
+def everything(source: Cells) -> Any:
+    """All labelled cells of a study."""
+    parts = [typed(source, split) for split in ("train", "validation", "test")]
+    return type(parts[0])([c for p in parts for c in p.cells], np.concatenate([p.labels for p in parts]))
+
+
+def coarse(source: Cells, names: Sequence[str]) -> list[int]:
+    """For each type the number of its coarse type, -1 where there is none."""
+    order = sorted(set(COARSE.values()))
+    kinds = [COARSE.get(source.definitions.find(name).name) for name in names]
+    return [-1 if kind is None else order.index(kind) for kind in kinds]
+
+
+def shared_genes(own: str | None, other: str, folder: Path) -> str:
+    """Write the genes that both studies have."""
+    both = [set(everything(Cells(path)).cells[0].expression.genes["index"].tolist()) for path in (own, other)]
+    path = folder / "shared_genes.txt"
+    path.write_text("\n".join(sorted(both[0] & both[1])), encoding="utf-8")
+    return str(path)
+
+
+def plan(options: argparse.Namespace) -> dict[str, Any]:
+    """Name of each run -> function of seed and steps."""
+    runs: dict[str, Any] = {}
+    if "main" in options.parts:
+        runs["main"] = main_run
+    if "unseen" in options.parts:
+        for name, types in UNSEEN.items():
+            runs[f"unseen: {name}"] = lambda seed, steps, types=types: unseen_run(types, seed, steps)
+    if "cross" in options.parts and options.other:
+        genes = shared_genes(None, options.other, options.output.parent)
+        runs["cross: to the other"] = lambda seed, steps: cross_run(None, options.other, genes, seed, steps)
+        runs["cross: from the other"] = lambda seed, steps: cross_run(options.other, None, genes, seed, steps)
+    if "ablation" in options.parts:
+        variants = {
+            "all four losses": Variant(),
+            "without masked genes": Variant(weights={"masked_genes": 0.0}),
+            "without cell-cell": Variant(weights={"cell_cell": 0.0}),
+            "without cell-text": Variant(weights={"cell_text": 0.0}),
+            "without matching": Variant(weights={"matching": 0.0}),
+            "same text ignored": Variant(same_group="ignore"),
+        }
+        for name, variant in variants.items():
+            runs[f"ablation: {name}"] = lambda seed, steps, variant=variant: ablation_run(variant, seed, steps)
+    return runs
+
+
+def main() -> None:
+    """Run what is missing, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--other", help="h5ad of another study")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--parts", nargs="+", default=["main", "unseen", "cross", "ablation"])
+    parser.add_argument("--minutes", type=float, default=1e9)
+    parser.add_argument("--smoke", action="store_true", help="two steps in each stage")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    rows = read(options.output)
+    runs = plan(options)
+    for seed in options.seeds:
+        for name, run in runs.items():
+            done = any(row["run"] == name and row["seed"] == seed for row in rows)
+            if done or time.monotonic() - began > 60 * options.minutes:
+                continue
+            start = time.perf_counter()
+            metrics = run(seed, 2 if options.smoke else -1)
+            row = {"run": name, "seed": seed, "seconds": time.perf_counter() - start, "metrics": metrics}
+            with options.output.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            print(f"{name}, seed {seed}: {row['seconds']:.0f} s", flush=True)
+    print_table(read(options.output))
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The finished runs of a file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Mean and standard deviation of each metric of each run over its seeds."""
+    table = Table("run", "metric", "mean", "sd", "seeds")
+    for name in dict.fromkeys(row["run"] for row in rows):
+        own = [row["metrics"] for row in rows if row["run"] == name]
+        for metric in own[0]:
+            values = [metrics[metric] for metrics in own]
+            table.add_row(name, metric, f"{np.mean(values):.3f}", f"{np.std(values):.3f}", str(len(values)))
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()
