@@ -227,3 +227,15 @@ def test_a_corruption_of_everything_leaves_nothing_of_the_piece():
     everything = Corruption(torch.where(units, MASK, KEEP).to(torch.uint8), units)
     tokens = model(inputs, everything)
     assert torch.equal(tokens.values[0], tokens.values[1])
+
+
+def test_unknown_options_are_refused():
+    for options in ({"initialization": "xavier"}, {"loss_weights": "rank"}):
+        with pytest.raises(ConfigError, match="choose"):
+            encoder(**options)
+
+
+def test_initialization_by_inputs_makes_distances_differ_from_the_start():
+    models = {name: encoder(initialization=name) for name in ("bert", "fan_in")}
+    spread = {name: model.transformer.layers[0].attention.distance.std() for name, model in models.items()}
+    assert spread["bert"] < 0.03 < 0.4 < spread["fan_in"]

@@ -33,13 +33,13 @@ class AdversarialMaskedHead(Head):
     """Masked modelling of the units that a masker picks (Adversarial-MidiBERT, arXiv 2407.08306).
 
     The masker is two layers on the encoder's tokens of the clean input and shares the encoder. The units with its
-    highest probabilities are hidden; the encoder recovers all of them. Units that were really changed and hard to recover
-    are the masker's examples of 1, those that were easy of 0. Every `freeze_every` epochs the units with the highest
-    probabilities leave the game, as what context can't tell teaches nothing (`mmpt.mask_book.MaskBook`).
+    highest probabilities are hidden; the encoder recovers all of them. Units that were really changed and hard to
+    recover are the masker's examples of 1, those that were easy of 0. Every `freeze_every` epochs the units with the
+    highest probabilities leave the game, as what context can't tell teaches nothing (`mmpt.mask_book.MaskBook`).
 
-    The recoverer's loss is, over the parts of a unit with weights w, the mean over the chosen units plus the mean over all
-    units. w is in inverse proportion to each part's accuracy in the previous epoch. In evaluation 15 % of the units are
-    hidden at random as with `MaskedHead`, so that the losses of both can be compared.
+    The recoverer's loss is, over the parts of a unit with weights w, the mean over the chosen units plus the mean over
+    all units. w is in inverse proportion to each part's accuracy in the previous epoch. In evaluation 15 % of the units
+    are hidden at random as with `MaskedHead`, so that the losses of both can be compared.
 
     | needs                  | of                                                              |
     |------------------------|-----------------------------------------------------------------|
