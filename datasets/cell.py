@@ -12,9 +12,9 @@ import pandas as pd
 
 from mmpt.datasets.cell_files import CellFile, default_file, read_cells
 from mmpt.datasets.cell_text import ASPECTS, CELL_TYPE, DEFAULT_DEFINITIONS, Definitions, compose, gene_sentence
+from mmpt.encoders.cell_expression import Cell
 from mmpt.encoders.cell_processor import CellProcessor
 from mmpt.encoders.cell_vocabulary import GeneVocabulary
-from mmpt.encoders.cell_expression import Cell
 from mmpt.errors import ConfigError, DataError
 from mmpt.source import Examples, Sample, Source, Split
 from mmpt.splits import hash_split
@@ -28,19 +28,20 @@ NAMED, AMONG = 12, 40
 class Cells(Source):
     """Single cells and sentences about them.
 
-    `path` is an h5ad file, or a folder of them; None is scanpy's bundled `pbmc68k_reduced`: 700 blood cells of ten types.
-    Genes may be named by symbols or Ensembl ids. The text of a cell is composed of what is known of it: its type with the
-    type's definition, and tissue, development stage, disease, sex, ethnicity, assay and suspension where obs has such
-    columns. Cells with the same text share the label `group`; the label `class` is the type.
+    `path` is an h5ad file, or a folder of them; None is scanpy's bundled `pbmc68k_reduced`: 700 blood cells of ten
+    types. Genes may be named by symbols or Ensembl ids. The text of a cell is composed of what is known of it: its
+    type with the type's definition, and tissue, development stage, disease, sex, ethnicity, assay and suspension
+    where obs has such columns. Cells with the same text share the label `group`; the label `class` is the type.
 
-    Splits: a column `split` decides if there is one. Otherwise whole donors are divided where a donor column exists, else
-    single cells, stratified by type; a hash of the name decides, so added cells don't move others.
+    Splits: a column `split` decides if there is one. Otherwise whole donors are divided where a donor column exists,
+    else single cells, stratified by type; a hash of the name decides, so added cells don't move others.
 
     Args:
         path: see above.
-        text: `"type"`: the description. `"genes"`: a sentence that names genes which the cell expresses much relative to
-            other cells, drawn anew each time; each cell is then its own group, and there is a training split only. Such
-            sentences need no labels, and teach the text side what genes are, so that it can read of a type it never saw.
+        text: `"type"`: the description. `"genes"`: a sentence that names genes which the cell expresses much relative
+            to other cells, drawn anew each time; each cell is then its own group, and there is a training split only.
+            Such sentences need no labels, and teach the text side what genes are, so that it can read of a type it
+            never saw.
         layer: which matrix; by default raw counts where they conventionally lie, see
             `mmpt.encoders.cell_expression.expression_of`.
         type_column: column of obs with the type; by default `cell_type`, `bulk_labels` or similar.
@@ -276,7 +277,9 @@ def _column(file: CellFile, named: str | None, candidates: Sequence[str], role: 
     if named == "":
         return None
     if named is not None and named not in file.obs:
-        raise DataError(f"{file.name}: obs has no {role} column {named!r}; it has {', '.join(file.obs.columns) or 'none'}")
+        raise DataError(
+            f"{file.name}: obs has no {role} column {named!r}; it has {', '.join(file.obs.columns) or 'none'}"
+        )
     found = named or next((name for name in candidates if name in file.obs), None)
     if found is None:
         return None

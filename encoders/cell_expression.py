@@ -161,7 +161,9 @@ def stored_expression(path: Path, layer: str | None = None) -> Expression:
         if "obs" not in file or "var" not in file:
             raise DataError(f"{path} is no h5ad: it has no obs and var. Convert with mmpt.datasets.cell_files.to_h5ad")
         if "encoding-type" not in file["obs"].attrs:
-            raise DataError(f"{path} was written by anndata before 0.7; read it into memory (backed: false), or write it anew")
+            raise DataError(
+                f"{path} was written by anndata before 0.7; read it into memory (backed: false), or write it anew"
+            )
         keys = _candidates(layer, list(file.get("layers", ())), "raw" in file, str(path))
         keys = [key for key in keys if key in file]
         cells = _names(anndata.io.read_elem(file["obs"]))
@@ -189,9 +191,9 @@ def _candidates(layer: str | None, layers: Sequence[str], raw: bool, origin: str
 
 def _scaled(origin: str, refused: Sequence[str], looked_at: Sequence[str]) -> DataError:
     return DataError(
-        f"{origin}: {', '.join(refused) or 'no matrix'} of {', '.join(looked_at)} holds negative values, so it is scaled "
-        "(z-scored, scanpy.pp.scale) and the order of the genes within a cell is lost. Either (1) name the raw counts or "
-        "the log-normalised values with `layer`, or (2) keep them before scaling: adata.raw = adata, or "
+        f"{origin}: {', '.join(refused) or 'no matrix'} of {', '.join(looked_at)} holds negative values, so it is "
+        "scaled (z-scored, scanpy.pp.scale) and the order of the genes within a cell is lost. Either (1) name the raw "
+        "counts or the log-normalised values with `layer`, or (2) keep them before scaling: adata.raw = adata, or "
         "adata.layers['counts'] = adata.X.copy()"
     )
 

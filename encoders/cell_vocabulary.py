@@ -149,14 +149,16 @@ def in_linear_space(rows: sparse.csr_matrix, expression: Expression) -> sparse.c
 def medians_of(source: Source) -> tuple[list[str], NDArray[np.float64]]:
     """Genes that the training split of a dataset expresses, in alphabetical order, and their non-zero medians.
 
-    The median is over the cells that express the gene, of count / total of the cell * 10,000, where the total is over all
-    genes of the matrix.
+    The median is over the cells that express the gene, of count / total of the cell * 10,000, where the total is over
+    all genes of the matrix.
 
     Raises:
         DataError: samples without a cell, or no expression at all.
     """
     samples = source.split("train")
-    chosen = np.unique(np.linspace(0, len(samples) - 1, min(len(samples), MAX_CELLS)).astype(int)) if len(samples) else []
+    chosen = (
+        np.unique(np.linspace(0, len(samples) - 1, min(len(samples), MAX_CELLS)).astype(int)) if len(samples) else []
+    )
     rows: dict[Expression, list[int]] = defaultdict(list)
     for number in chosen:
         cell = samples[int(number)].modalities.get("cell")
@@ -203,7 +205,9 @@ def _read(
     genes = sorted((gene for gene in tokens if not gene.startswith("<")), key=lambda gene: tokens[gene])
     numbers = [tokens[gene] for gene in genes]
     if numbers != list(range(FIRST_GENE, FIRST_GENE + len(genes))):
-        raise DataError(f"{path}: the ids of the genes are not {FIRST_GENE}, {FIRST_GENE + 1}, ... as in Geneformer 0.0.1")
+        raise DataError(
+            f"{path}: the ids of the genes are not {FIRST_GENE}, {FIRST_GENE + 1}, ... as in Geneformer 0.0.1"
+        )
     missing = [gene for gene in genes if gene not in values]
     if missing:
         raise DataError(f"{medians} has no median for {len(missing)} genes of {path}, such as {missing[0]}")

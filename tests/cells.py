@@ -26,7 +26,9 @@ def counts(cells: int = 24, genes: int = 30, seed: int = 0) -> np.ndarray:
 def adata(cells: int = 24, seed: int = 0, genes: list[str] | None = None, **obs: list[str]) -> anndata.AnnData:
     """Raw counts with a type for each cell."""
     names = genes or GENES
-    frame = pd.DataFrame({"cell_type": [TYPES[i % 3] for i in range(cells)], **obs}, index=[f"c{i}" for i in range(cells)])
+    frame = pd.DataFrame(
+        {"cell_type": [TYPES[i % 3] for i in range(cells)], **obs}, index=[f"c{i}" for i in range(cells)]
+    )
     return anndata.AnnData(
         sparse.csr_matrix(counts(cells, len(names), seed)), obs=frame, var=pd.DataFrame(index=list(names))
     )

@@ -1,11 +1,12 @@
 """Measure the cell recipe over seeds: types left out, transfer between two studies, and what each loss adds.
 
-    python recipes/cell/study.py --output study.jsonl [--other other.h5ad] [--seeds 0 1 2] [--parts main unseen cross ablation]
+    python recipes/cell/study.py --output study.jsonl [--other other.h5ad] [--seeds 0 1 2] [--parts main unseen cross
+    ablation]
         [--minutes 9] [--smoke]
 
-Every finished run is a line of the output file; what is there already is not run again. `--minutes` starts no new run after
-that time. The other study needs a column of types; transfer is measured over the genes that both have. At the end the
-means and standard deviations over the seeds are printed.
+Every finished run is a line of the output file; what is there already is not run again. `--minutes` starts no new run
+after that time. The other study needs a column of types; transfer is measured over the genes that both have. At the
+end the means and standard deviations over the seeds are printed.
 """
 
 from __future__ import annotations
@@ -159,9 +160,12 @@ def fit(module: Pretraining, data: MultimodalData, epochs: int, steps: int, stag
 
 
 def validation_losses(module: Pretraining, data: MultimodalData) -> dict[str, float]:
-    """Mean of each head's loss over the validation split, with the same masks every time."""
+    """Mean of each head's loss over the validation split, with the same masks and dropout every time."""
     data.attach(module.model.processors)
     module.eval()
+    for part in module.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.train()  # without it two passes of a cell are one, and the cell-cell loss says nothing
     sums: dict[str, list[float]] = {}
     with torch.no_grad(), torch.random.fork_rng([]):
         for batch in data.loader("validation"):
@@ -210,7 +214,7 @@ def main_run(seed: int, steps: int) -> dict[str, float]:
     metrics |= retrieval_metrics(trained.model, trained.data, "cell", "test")
     blind = pretrained(Variant(labelled=False, second=False), seed, steps)
     models = {"": blind.model, "_untrained": rebuilt(blind.model).eval()}
-    return metrics | few_shot_metrics(models, typed(source, "train"), test, (1, 5, 20), "few_labels")
+    return metrics | few_shot_metrics(models, source, (1, 5, 20), "few_labels")
 
 
 def unseen_run(types: Sequence[str], seed: int, steps: int) -> dict[str, float]:
@@ -247,7 +251,7 @@ def cross_run(own: str | None, other: str | None, genes: str, seed: int, steps: 
     inside, outside = (log_expression(cells, shared) for cells in (own_train.cells, test.cells))
     fitted = logistic_regression(ranks(inside)[own_kinds >= 0], own_kinds[own_kinds >= 0], ranks(outside)[kept])
     metrics |= scores(right, fitted, "cross/coarse", "_ranks")
-    return metrics | few_shot_metrics({"": trained.model}, typed(there, "train"), typed(there, "test"), (1, 5, 20), "cross")
+    return metrics | few_shot_metrics({"": trained.model}, there, (1, 5, 20), "cross")
 
 
 def ablation_run(variant: Variant, seed: int, steps: int) -> dict[str, float]:
@@ -256,7 +260,7 @@ def ablation_run(variant: Variant, seed: int, steps: int) -> dict[str, float]:
     source, test = trained.source, typed(trained.source, "test")
     share = best_share(trained.model, trained.head, source, described(source))
     metrics = typing_metrics(trained.model, trained.head, source, share, test, "zero_shot")
-    metrics |= few_shot_metrics({"": trained.model}, typed(source, "train"), test, (5,), "probe")
+    metrics |= few_shot_metrics({"": trained.model}, source, (5,), "probe")
     return metrics | retrieval_metrics(trained.model, trained.data, "cell", "test")
 
 
