@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from mmpt.encoder import KEEP, MASK, RANDOM, Corruption, Encoder, Inputs, Part
 from mmpt.encoders.image_augmentation import StandardAugmentation as StandardAugmentation
 from mmpt.encoders.image_augmentation import StyleAugmentation as StyleAugmentation
-from mmpt.encoders.image_gradients import GradientResNet as GradientResNet
+from mmpt.encoders.image_gradients import gradient_resnet as gradient_resnet
 from mmpt.encoders.image_processor import ImageProcessor as ImageProcessor
 from mmpt.errors import CheckpointError, ConfigError
 from mmpt.tokens import Tokens, full
@@ -69,35 +69,6 @@ def replace_random(units: Tensor, action: Tensor) -> Tensor:
     return torch.where((action == RANDOM).unsqueeze(-1), others, units)
 
 
-class PlaceProjection(nn.Module):
-    """A linear map for each place, and beside it, on request, a random one that is never trained.
-
-    Args:
-        places: number of places.
-        in_width: size of the vectors that come in.
-        out_width: size of the vectors that the trained maps give.
-        dropout: on what the trained maps read.
-        fixed_in: how many of the last numbers that come in the random maps read.
-        fixed_width: size of the vectors that the random maps give.
-    """
-
-    fixed: Tensor
-
-    def __init__(
-        self, places: int, in_width: int, out_width: int, dropout: float, fixed_in: int = 0, fixed_width: int = 0
-    ) -> None:
-        super().__init__()
-        self.dropout = nn.Dropout(dropout)
-        self.weight = nn.Parameter(torch.empty(places, in_width, out_width).normal_(std=in_width**-0.5))
-        self.register_buffer("fixed", torch.randn(places, fixed_in, fixed_width) * max(fixed_in, 1) ** -0.5)
-
-    def forward(self, values: Tensor) -> Tensor:
-        """(batch, places, in_width) -> (batch, places, out_width + fixed_width)."""
-        trained = torch.einsum("bpi,pio->bpo", self.dropout(values), self.weight)
-        read = values[..., values.shape[2] - self.fixed.shape[1] :]
-        return torch.cat([trained, torch.einsum("bpi,pio->bpo", read, self.fixed.to(read.dtype))], 2)
-
-
 NEVER_MASKED = 'this image encoder has hide: null, so it can\'t be masked; set hide to "vector" or "drop"'
 
 
@@ -129,13 +100,6 @@ class ImageEncoder(Encoder):
         processor: preprocessing; by default `ImageProcessor(size)`.
         normalize_target: compare with pixels normalised within each patch (MAE, section 4.1).
         drop_path: stochastic depth rate of the backbone.
-        place_width: each place of the feature map gets a linear map of its own, to vectors of this size. Then the mean
-            over places still knows what was where, as a flattened map would. For pictures that fill the frame in a
-            fixed way (emoji, glyphs, diagrams); None for photographs.
-        dropout: on what these maps read.
-        fixed_width: beside each place's vector, so many numbers from a random linear map of features that nothing
-            trains. They keep the similarity of pictures that these features see, however far training drifts. Only with
-            `place_width` and the backbone `gradient_resnet`, whose coarse gradients and colours are such features.
 
     Raises:
         ConfigError: an unknown model, arguments that it refuses, or a way of hiding that it can't do.
@@ -155,9 +119,6 @@ class ImageEncoder(Encoder):
         processor: ImageProcessor | None = None,
         normalize_target: bool = False,
         drop_path: float = 0.0,
-        place_width: int | None = None,
-        dropout: float = 0.0,
-        fixed_width: int = 0,
     ) -> None:
         super().__init__()
         self.processor: ImageProcessor = processor or ImageProcessor(size)
@@ -174,17 +135,6 @@ class ImageEncoder(Encoder):
             raise ConfigError(f"{backbone} has patches of {self.patch} pixels; size {size} is not a multiple of it")
         self.columns = size // self.patch
         self.features_width = self.width
-        fixed_in = self.backbone.fixed_features if isinstance(self.backbone, GradientResNet) else 0
-        if fixed_width and not (fixed_in and place_width):
-            raise ConfigError("fixed_width needs place_width and a backbone with fixed features, `gradient_resnet`")
-        self.places: PlaceProjection | None = None
-        if place_width:
-            if hide == "drop" or self.prefix:
-                raise ConfigError('place_width needs a map without class tokens, and hide: "vector" or null')
-            self.places = PlaceProjection(
-                self.columns**2, self.width, place_width, dropout, fixed_in if fixed_width else 0, fixed_width
-            )
-            self.width = place_width + fixed_width
         # patches of these models don't mix before the position is added, so hiding there hides all; a hybrid's do
         embed = getattr(self.backbone, "patch_embed", None)
         self._separate_patches = isinstance(self.backbone, VisionTransformer) and type(embed) is PatchEmbed
@@ -254,8 +204,7 @@ class ImageEncoder(Encoder):
         return full(self._features(unpatchify(patches, self.patch, self.columns)))
 
     def _features(self, pixels: Tensor) -> Tensor:
-        features = self._sequence(self.backbone.forward_features(pixels))
-        return features if self.places is None else self.places(features)
+        return self._sequence(self.backbone.forward_features(pixels))
 
     def _sequence(self, features: Tensor) -> Tensor:
         # with pooling switched off, what is left of the head is the last norm or projection of some families

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import cycle, islice
 from typing import Any, Literal, NamedTuple
@@ -167,6 +167,8 @@ class MixtureSampler(Sampler[list[Key]]):
             several processes leaves out the samples that don't divide by their number.
         rank: of this process.
         world_size: number of processes.
+        lengths: source name -> length of each sample; sources that are named are put into batches of similar lengths.
+        pool: batches (of all processes together) whose samples are sorted by length together.
     """
 
     def __init__(
@@ -182,7 +184,11 @@ class MixtureSampler(Sampler[list[Key]]):
         drop_last: bool = False,
         rank: int = 0,
         world_size: int = 1,
+        lengths: Mapping[str, Sequence[int]] | None = None,
+        pool: int = 0,
     ) -> None:
+        self.lengths = {name: torch.as_tensor(values) for name, values in (lengths or {}).items()}
+        self.pool = pool
         self.sizes, self.batch_size, self.shuffle, self.seed = dict(sizes), batch_size // views, shuffle, seed
         self.views = views
         self.block = block
@@ -207,7 +213,9 @@ class MixtureSampler(Sampler[list[Key]]):
     def __iter__(self) -> Iterator[list[Key]]:
         generator = torch.Generator().manual_seed(hash_seed(self.seed, self.epoch))
         orders = {
-            source: self._shuffled(size, generator) if self.shuffle else torch.arange(size)
+            source: self._sorted(source, self._shuffled(size, generator), generator)
+            if self.shuffle
+            else torch.arange(size)
             for source, size in self.sizes.items()
         }
         for number, (source, first, rows) in enumerate(self._plan(generator)):
@@ -224,6 +232,22 @@ class MixtureSampler(Sampler[list[Key]]):
         turned = torch.arange(size).roll(int(torch.randint(self.block, (), generator=generator)))
         runs = turned.split(self.block)
         return torch.cat([runs[number] for number in torch.randperm(len(runs), generator=generator).tolist()])
+
+    def _sorted(self, source: str, order: Tensor, generator: torch.Generator) -> Tensor:
+        """The same order with samples of similar lengths in a batch, and the batches in random order.
+
+        What fills no whole batch stays at the end as it was drawn: `drop_last` must not leave out the longest samples.
+        """
+        if source not in self.lengths or self.pool < 2:
+            return order
+        whole = self.batch_size * self.world_size
+        rest = len(order) // whole * whole
+        batches: list[Tensor] = []
+        for pool in order[:rest].split(self.pool * whole):
+            ranked = pool[self.lengths[source][pool].argsort(stable=True)]
+            batches += ranked.split(whole)
+        shuffled = [batches[number] for number in torch.randperm(len(batches), generator=generator).tolist()]
+        return torch.cat([*shuffled, order[rest:]])
 
     def _cut(self, size: int) -> list[tuple[int, int]]:
         """Batches of a source, as the place of their first sample in its order and their number of samples.

@@ -20,8 +20,10 @@ examples:
   mmpt recipes
   mmpt recipes copy image my-recipe
   mmpt fit --config my-recipe/pretrain.yaml --data.path my-pictures/ --trainer.max_steps 500
+  mmpt fit --resume RUN
   mmpt evaluate retrieval --model RUN/model --config my-recipe/pretrain.yaml
   mmpt embed --model RUN/model --modality image --input my-pictures/ --output vectors.npz
+  mmpt probe stroop --model bert-folder/ --model RUN/model --task shape --task color --output probe.json
 """
 
 
@@ -96,10 +98,59 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--output", type=Path, required=True, help="the new model folder")
     export.set_defaults(command=_export)
 
+    _probe_options(commands.add_parser("probe", help="ask text encoders what they know of shapes, colours, sizes, ..."))
+
     report = commands.add_parser("report", help="make the HTML page of a run folder")
     report.add_argument("run", type=Path)
     report.set_defaults(command=_report)
     return parser
+
+
+def _probe_options(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(metavar="PROBE", required=True)
+    stroop = kinds.add_parser("stroop", help="the option that changes a sentence's embedding least is the answer")
+    masked = kinds.add_parser("masked-lm", help="the option that a masked language model expects most is the answer")
+    linear = kinds.add_parser("linear", help="what logistic regression reads from the embeddings of the words alone")
+    for kind, probe in (("stroop", stroop), ("masked-lm", masked), ("linear", linear)):
+        probe.add_argument(
+            "--model",
+            action="append",
+            required=True,
+            help="Hugging Face, sentence-transformers or mmpt folder, open_clip:ARCHITECTURE:CHECKPOINT, "
+            "python:MODULE:FUNCTION or minilm; NAME=... names it in the table. Repeat it to compare models",
+        )
+        probe.add_argument(
+            "--task",
+            action="append",
+            required=True,
+            help="shape, color, size, concreteness, ... (`--task list` lists them), or a .csv, .tsv, .jsonl or .yaml "
+            "of your own; may be repeated",
+        )
+        probe.add_argument("--limit", type=int, help="at most so many items of each task, drawn with --seed")
+        probe.add_argument("--seed", type=int, default=0, help="of --limit, the bootstrap and the folds")
+        probe.add_argument("--output", type=Path, help="write everything as JSON, and plots into the folder beside it")
+        probe.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help="see `mmpt embed --help`")
+        probe.set_defaults(command=_probe, probe=kind)
+    for probe in (stroop, masked):
+        probe.add_argument("--prompt", action="append", help="used instead of the task's own; may be repeated")
+    for probe in (stroop, linear):
+        probe.add_argument(
+            "--pooling", choices=["auto", "pooler", "cls", "eos", "mean", "projected"], default="auto",
+            help="how a text becomes a vector; auto is the encoder's own, which the table names",
+        )  # fmt: skip
+        probe.add_argument("--precision", choices=["32", "bf16"], default="32", help="bf16 is faster and less exact")
+    stroop.add_argument("--neutral", default="", help="stands for MASK in the base sentence; default: nothing")
+    stroop.add_argument(
+        "--no-attention-mask", action="store_true", help="let the encoder see the padding within an item's sentences"
+    )
+    stroop.add_argument("--preset", choices=["released"], help="the released code: pooler, no neutral word, no mask")
+    stroop.add_argument("--grid", action="store_true", help="every pooling, with and without a neutral word and mask")
+    masked.add_argument(
+        "--policy",
+        choices=["error", "first_piece", "pseudo_likelihood"],
+        default="error",
+        help="for options of several word pieces: refuse, take the first piece (released code), or score all pieces",
+    )
 
 
 def _model_option(parser: argparse.ArgumentParser) -> None:
@@ -148,6 +199,12 @@ def _export(options: argparse.Namespace) -> None:
     from mmpt.commands import export
 
     print(export(options.checkpoint, options.output))
+
+
+def _probe(options: argparse.Namespace) -> None:
+    from mmpt.probing.command import probe
+
+    probe(options)
 
 
 def _report(options: argparse.Namespace) -> None:

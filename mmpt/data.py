@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -26,6 +26,10 @@ class MultimodalData(L.LightningDataModule):
             draw among several pictures or texts of one thing, and heads that pull them together.
         block: keep this many neighbouring samples of a source together when shuffling: where a source puts what is
             alike side by side, a batch then holds hard negatives, and positives of each other.
+        buckets: sort the samples of this many training batches by length, so that a batch holds samples of similar
+            lengths and little padding; 0 or 1 leaves them as they are drawn. Sources must know their `lengths`. Batches
+            are in random order all the same, but contrastive heads then compare samples of similar lengths. With
+            several sources, those without lengths are left alone.
         weights: name -> how often a training batch comes from this source, relative to the others; None: each source's
             batches come once in an epoch.
         num_workers: processes that prepare batches; 0 prepares them in the training process.
@@ -46,6 +50,7 @@ class MultimodalData(L.LightningDataModule):
         eval_batch_size: int | None = None,
         views: int = 1,
         block: int = 1,
+        buckets: int = 0,
         weights: dict[str, float] | None = None,
         num_workers: int = 0,
         seed: int = 0,
@@ -66,6 +71,11 @@ class MultimodalData(L.LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.views = views
         self.block = block
+        if buckets < 0 or (buckets > 1 and block > 1):
+            raise ConfigError(
+                f"buckets is {buckets} and block is {block}; sorting by length tears neighbours apart, use one"
+            )
+        self.buckets = buckets
         self.weights, self.num_workers, self.seed = weights, num_workers, seed
         self.on_error, self.drop_last = on_error, drop_last
         self._processors: dict[str, Processor] | None = None
@@ -119,6 +129,7 @@ class MultimodalData(L.LightningDataModule):
         if sum(sizes.values()) == 0:
             origins = ", ".join(f"{name} ({source.path or 'default data'})" for name, source in self.sources.items())
             raise DataError(f"no samples in the {split} split of {origins}")
+        lengths = self._lengths(split, sizes) if training and self.buckets > 1 else {}
         trainer = self.trainer
         world_size = trainer.world_size if trainer is not None else 1
         sampler = MixtureSampler(
@@ -132,6 +143,8 @@ class MultimodalData(L.LightningDataModule):
             drop_last=training and self.drop_last,
             rank=trainer.global_rank if trainer is not None else 0,
             world_size=world_size,
+            lengths=lengths,
+            pool=self.buckets,
         )
         if training:
             if len(sampler) == 0:
@@ -149,6 +162,27 @@ class MultimodalData(L.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0 and training,
         )
+
+    def _lengths(self, split: Split, sizes: Mapping[str, int]) -> dict[str, Sequence[int]]:
+        """Lengths of the samples of each source that knows them."""
+        known: dict[str, Sequence[int]] = {}
+        for name, source in self.sources.items():
+            lengths = source.lengths(split)
+            if lengths is None:
+                continue
+            if len(lengths) != sizes[name]:
+                raise DataError(
+                    f"{type(source).__name__}.lengths gives {len(lengths)} numbers for the {sizes[name]} samples of "
+                    f"the {split} split"
+                )
+            known[name] = lengths
+        if not known:
+            raise ConfigError(
+                f"buckets={self.buckets} needs the lengths of samples, and no source gives them. Either (1) give "
+                f"{type(next(iter(self.sources.values()))).__name__} a method `lengths`, or (2) set buckets to 0; a "
+                "text transformer with packing: true does without"
+            )
+        return known
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled, augmented batches of the training split."""
@@ -219,6 +253,7 @@ class MultimodalData(L.LightningDataModule):
             "drop_last": self.drop_last,
             "views": self.views,
             "block": self.block,
+            "buckets": self.buckets,
             "weights": self.weights,
             "seed": self.seed,
             "sources": sorted(self.sources),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpt.config import Configurable
+from mmpt.errors import ConfigError
 from mmpt.tokens import Tokens
 
 KEEP, MASK, RANDOM = 0, 1, 2
@@ -45,6 +46,24 @@ class Part(NamedTuple):
 
     loss: Tensor
     logs: dict[str, Tensor]
+
+
+class UnitLosses(NamedTuple):
+    """The loss of each predicted unit, for objectives that compare units with each other.
+
+    A unit has one part (the id of a word piece) or several (the fields of a compound word).
+
+    Attributes:
+        losses: float (predicted, parts).
+        correct: bool (predicted, parts), whether the best guess is right.
+    """
+
+    losses: Tensor
+    correct: Tensor
+
+
+IGNORED = -100
+"""The label of a unit that has none; losses and metrics leave it out."""
 
 
 class Processor(Configurable, ABC):
@@ -108,3 +127,27 @@ class Encoder(nn.Module, Configurable, ABC):
     @abstractmethod
     def reconstruction_loss(self, predictions: Any, inputs: Inputs, corruption: Corruption) -> Part:
         """Compare predictions with what was there before corruption."""
+
+    def unit_losses(self, predictions: Any, inputs: Inputs, corruption: Corruption) -> UnitLosses:
+        """What `reconstruction_loss` sums up, unit by unit; needed by heads that search for units hard to predict.
+
+        Raises:
+            ConfigError: the encoder has no loss for a single unit.
+        """
+        raise ConfigError(f"{type(self).__name__} gives no loss for single units (unit_losses)")
+
+    def unit_labels(self, inputs: Inputs, label: str) -> tuple[Inputs, Tensor]:
+        """A label of every unit, for tagging.
+
+        Args:
+            inputs: of the processor.
+            label: its name.
+
+        Returns:
+            The inputs without what would give the label away, and long (batch, length) with `IGNORED` where there is
+            no label.
+
+        Raises:
+            ConfigError: units have no such label.
+        """
+        raise ConfigError(f"the units of {type(self).__name__} have no label {label!r}")

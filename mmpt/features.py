@@ -91,11 +91,15 @@ class Features:
                 text = {key: value[text_rows] for key, value in text.items()}
             if rows is not None:
                 context = context.rows(rows)
-            return self.model.fuse_tokens(text, [context], attention)
+            return self.fuse(text, context, attention)
 
         if text_rows is not None or rows is not None:
             return make()
         return self._once(("fused", modality, attention), make)
+
+    def fuse(self, text: Inputs, context: Tokens, attention: Attention = "bidirectional") -> Tokens:
+        """Text tokens that have seen other tokens, one row of them for each text, as `connected` gives them."""
+        return self.model.fuse_tokens(text, [context], attention)
 
     def _once(self, key: tuple, make: Callable[[], T], keep: object = None) -> T:
         # `keep` holds what the key names by its identity, so that the identity is not given to another object.

@@ -1,4 +1,4 @@
-"""FineTuning: a pretrained model folder and labelled data -> a classifier."""
+"""FineTuning: a pretrained model folder and labelled data -> a classifier of samples or a tagger of their units."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -18,18 +18,21 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from mmpt.batches import Batch
 from mmpt.checkpoint import load_weights
-from mmpt.config import from_config, packages
+from mmpt.config import from_config, packages, to_config
 from mmpt.data import MultimodalData
+from mmpt.encoder import IGNORED, KEEP
 from mmpt.errors import ConfigError, DataError
+from mmpt.masking import MaskingPolicy
 from mmpt.model import MultimodalModel
 from mmpt.optimization import parameter_groups, warmup_cosine
 from mmpt.pretraining import FINITE_EVERY, check_finite
+from mmpt.task_heads import PooledHead, TaskHead, UnitHead
 
 CLASSIFIER, TASK = "classifier.safetensors", "task.json"
 
 
 class FineTuning(L.LightningModule):
-    """Classification of one modality's samples with a linear layer on the pooled encoder.
+    """Classification of one modality's samples, or tagging of their units.
 
     The label set is read from the data. The folder that is saved holds the tuned model, the classifier and the label
     names; given as `pretrained` again, it classifies without training.
@@ -38,12 +41,14 @@ class FineTuning(L.LightningModule):
         pretrained: model folder (`save_pretrained`, a recipe's RUN/model). A checkpoint is no way in: loading one
             would overrule the configuration.
         modality: what is classified.
-        label: the label of the data that is learned.
+        label: the label of the data that is learned; for tagging a label of the units (`Encoder.unit_labels`).
+        task: "classification" of samples, or "tagging" of their units.
+        head: from tokens to scores; by default one linear layer on the modality's pooling, or on each unit's token.
+        masking: in training, hide units of the input; for tagging the hidden ones are left out of the loss.
         freeze: train the classifier only (linear probing).
         from_scratch: keep the folder's architecture and start from random weights, as a baseline.
         lr: peak learning rate of AdamW.
         weight_decay: on weight matrices.
-        dropout: before the classifier.
         warmup_steps: linear warm-up, then cosine to zero.
         label_smoothing: of the cross-entropy.
         trust: packages besides mmpt whose classes the folder may name.
@@ -54,16 +59,26 @@ class FineTuning(L.LightningModule):
         pretrained: str,
         modality: str,
         label: str = "class",
+        task: Literal["classification", "tagging"] = "classification",
+        head: TaskHead | None = None,
+        masking: MaskingPolicy | None = None,
         freeze: bool = False,
         from_scratch: bool = False,
         lr: float = 5e-4,
         weight_decay: float = 0.05,
-        dropout: float = 0.1,
         warmup_steps: int = 20,
         label_smoothing: float = 0.0,
         trust: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        if task not in ("classification", "tagging"):
+            raise ConfigError(f"task is {task!r}; choose 'classification' or 'tagging'")
+        self.task = task
+        self.head = head or (UnitHead() if task == "tagging" else PooledHead())
+        if self.head.per_unit != (task == "tagging"):
+            kind = "each unit" if self.head.per_unit else "whole samples"
+            raise ConfigError(f"the head {type(self.head).__name__} scores {kind}, which is not {task}")
+        self.masking = masking
         self.model = MultimodalModel.from_pretrained(pretrained, trust=list(trust))
         if from_scratch:
             self.model = rebuilt(self.model)
@@ -76,25 +91,25 @@ class FineTuning(L.LightningModule):
         self.model.requires_grad_(False)
         if not freeze:
             tower.requires_grad_(True)
-        self.dropout = nn.Dropout(dropout)
         self.label_names: list[str] = []
-        task = self.pretrained / TASK
-        if task.is_file():
-            facts = json.loads(task.read_text(encoding="utf-8"))
-            if facts["modality"] == modality and facts["label"] == label:
-                self._make_classifier(facts["label_names"])
-                load_weights(self.classifier, self.pretrained / CLASSIFIER)
+        saved = self.pretrained / TASK
+        if saved.is_file():
+            facts = json.loads(saved.read_text(encoding="utf-8"))
+            if (facts["task"], facts["modality"], facts["label"]) == (task, modality, label):
+                self.head = from_config(facts["head"], trust=list(trust))
+                self._build_head(facts["label_names"])
+                load_weights(self.head, self.pretrained / CLASSIFIER)
 
-    def _make_classifier(self, names: Sequence[str]) -> None:
+    def _build_head(self, names: Sequence[str]) -> None:
         self.label_names = list(names)
         count = len(names)
-        self.classifier = nn.Linear(self.model.modality(self.modality).encoder.width, count)
+        self.head.build(self.model.modality(self.modality).encoder.width, count)
         self.metrics = nn.ModuleDict(
             {
                 stage: nn.ModuleDict(
                     {
-                        "accuracy": MulticlassAccuracy(count, average="micro"),
-                        "macro_f1": MulticlassF1Score(count, average="macro"),
+                        "accuracy": MulticlassAccuracy(count, average="micro", ignore_index=IGNORED),
+                        "macro_f1": MulticlassF1Score(count, average="macro", ignore_index=IGNORED),
                     }
                 )
                 for stage in ("validation", "test")
@@ -117,15 +132,43 @@ class FineTuning(L.LightningModule):
                 "Sources say their labels with `label_names`"
             )
         if not self.label_names:
-            self._make_classifier(names)
+            self._build_head(names)
         elif list(names) != self.label_names:
             raise DataError(f"the data's labels {names[:5]}... are not those of the folder: {self.label_names[:5]}...")
 
     def forward(self, batch: Batch) -> Tensor:
-        """(batch, labels) logits."""
+        """Scores: (batch, labels), or (batch, length, labels) for tagging."""
+        return self._scores(batch)[0]
+
+    def _scores(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Scores, and what they are compared with: (batch,) or (batch, length), `IGNORED` where nothing is."""
         tower = self.model.modality(self.modality)
-        pooled = tower.pool(tower.encoder(batch.inputs[self.modality]))
-        return self.classifier(self.dropout(pooled))
+        inputs, targets = batch.inputs[self.modality], batch.labels.get(self.label)
+        if self.task == "tagging":
+            inputs, targets = tower.encoder.unit_labels(inputs, self.label)
+        corruption = None
+        if self.training and self.masking is not None:
+            encoder = tower.encoder
+            corruption = self.masking(encoder.units(inputs), encoder.groups(inputs), encoder.max_units(inputs))
+            if self.task == "tagging" and targets is not None:
+                targets = targets.masked_fill(corruption.action != KEEP, IGNORED)
+        return self.head(tower.encoder(inputs, corruption), tower.pool), targets
+
+    def _loss(self, scores: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """Mean cross-entropy over what has a label; 0 where nothing has one."""
+        losses = F.cross_entropy(
+            scores.flatten(0, -2).float(),
+            targets.flatten(),
+            ignore_index=IGNORED,
+            reduction="sum",
+            label_smoothing=label_smoothing,
+        )
+        return losses / (targets != IGNORED).sum().clamp(min=1)
+
+    def _targets(self, targets: Tensor | None) -> Tensor:
+        if targets is None:
+            raise DataError(f"the data has samples without the label {self.label!r}")
+        return targets
 
     def on_train_epoch_start(self) -> None:
         """A frozen tower stays in evaluation mode."""
@@ -136,9 +179,9 @@ class FineTuning(L.LightningModule):
         """Cross-entropy."""
         if not batch.inputs:
             return None
-        logits = self(batch)
-        loss = F.cross_entropy(logits, batch.labels[self.label], label_smoothing=self.label_smoothing)
-        logs = {"classification/loss": loss.detach()}
+        scores, targets = self._scores(batch)
+        loss = self._loss(scores, self._targets(targets), self.label_smoothing)
+        logs = {f"{self.task}/loss": loss.detach()}
         if self.device.type == "cpu" or self.global_step % FINITE_EVERY == 0:
             check_finite(logs, self.global_step)
         self.log_dict({f"train/{name}": value for name, value in logs.items()}, batch_size=len(batch))
@@ -156,17 +199,24 @@ class FineTuning(L.LightningModule):
     def _evaluate(self, batch: Batch, stage: str) -> None:
         if not batch.inputs:
             return
-        logits, labels = self(batch), batch.labels[self.label]
-        self.log(f"{stage}/classification/loss", F.cross_entropy(logits, labels), batch_size=len(batch))
+        scores, found = self._scores(batch)
+        targets = self._targets(found)
+        weight = max(1, int((targets != IGNORED).sum()))
+        self.log(f"{stage}/{self.task}/loss", self._loss(scores, targets), batch_size=weight)
         for name, metric in self.metrics[stage].items():  # type: ignore[operator]
-            metric.update(logits, labels)
-            self.log(f"{stage}/classification/{name}", metric, batch_size=len(batch), on_epoch=True)
+            metric.update(scores.flatten(0, -2), targets.flatten())
+            self.log(f"{stage}/{self.task}/{name}", metric, batch_size=weight, on_epoch=True)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """The name, predicted label and its probability of each sample."""
+        """The name, predicted label and its probability of each sample; for tagging lists of them, unit by unit."""
         probability, index = self(batch).softmax(-1).max(-1)
-        labels = [self.label_names[i] for i in index.tolist()]
-        return {"names": batch.names, "label": labels, "probability": probability.tolist()}
+        if self.task == "classification":
+            labels: list[Any] = [self.label_names[i] for i in index.tolist()]
+            return {"names": batch.names, "label": labels, "probability": probability.tolist()}
+        units = self.model.modality(self.modality).encoder.units(batch.inputs[self.modality])
+        labels = [[self.label_names[i] for i in row[real].tolist()] for row, real in zip(index, units, strict=True)]
+        shares = [row[real].tolist() for row, real in zip(probability, units, strict=True)]
+        return {"names": batch.names, "label": labels, "probability": shares}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with warm-up and cosine."""
@@ -182,14 +232,13 @@ class FineTuning(L.LightningModule):
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the tuned model's folder with the classifier and its label names."""
         folder = self.model.save_pretrained(folder)
-        save_file(
-            {name: value.contiguous() for name, value in self.classifier.state_dict().items()}, folder / CLASSIFIER
-        )
+        save_file({name: value.contiguous() for name, value in self.head.state_dict().items()}, folder / CLASSIFIER)
         facts = {
-            "task": "classification",
+            "task": self.task,
             "modality": self.modality,
             "label": self.label,
             "label_names": self.label_names,
+            "head": to_config(self.head),
         }
         (folder / TASK).write_text(json.dumps(facts, ensure_ascii=False, indent=1), encoding="utf-8")
         return folder

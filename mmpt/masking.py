@@ -91,18 +91,81 @@ class Exact(MaskingPolicy):
         self, units: Tensor, groups: Tensor | None = None, limit: int | None = None, generator: Generator | None = None
     ) -> Corruption:
         """See `MaskingPolicy`."""
-        noise = torch.rand(units.shape, device=units.device, generator=generator).masked_fill(~units, 2.0)
-        rank = noise.argsort(1).argsort(1)  # (batch, length): place of each unit in a random order of its row
+        rank = _random_order(units, generator)
         # in double precision, like `hidden` below: in single precision 0.35 * 90 is on the other side of a half
         chosen = (self.rate * units.sum(1, keepdim=True).double()).round()
-        hidden = (self.mask * chosen).round()
-        replaced = torch.minimum((self.random * chosen).round(), chosen - hidden)
-        predicted = rank < chosen
-        action = torch.full_like(units, KEEP, dtype=torch.uint8)
-        action = action.masked_fill(rank < hidden, MASK)
-        action = action.masked_fill((rank >= hidden) & (rank < hidden + replaced), RANDOM)
         most = units.shape[1] if limit is None else limit
-        return Corruption(action, predicted, hidden=round(self.mask * round(self.rate * most)))
+        action = _exact_actions(rank, chosen, self.mask, self.random)
+        return Corruption(action, rank < chosen, hidden=round(self.mask * round(self.rate * most)))
+
+
+def _random_order(units: Tensor, generator: Generator | None) -> Tensor:
+    """The place of each unit in a random order of its row, all others behind them: long (batch, length)."""
+    noise = torch.rand(units.shape, device=units.device, generator=generator).masked_fill(~units, 2.0)
+    return noise.argsort(1).argsort(1)
+
+
+def _exact_actions(rank: Tensor, chosen: Tensor, mask: float, random: float) -> Tensor:
+    """Exact shares of the first `chosen` (batch, 1) units by rank are hidden and replaced: uint8 (batch, length)."""
+    hidden = (mask * chosen).round()
+    replaced = torch.minimum((random * chosen).round(), chosen - hidden)
+    action = torch.full_like(rank, KEEP, dtype=torch.uint8).masked_fill(rank < hidden, MASK)
+    return action.masked_fill((rank >= hidden) & (rank < hidden + replaced), RANDOM)
+
+
+class Scored(Configurable):
+    """The units with the highest scores, of those that are free: who gives the scores decides what is learned.
+
+    With the scores of a network that is trained to find hard units this is adversarial masking (arXiv 2407.08306,
+    `mmpt.heads.AdversarialMaskedHead`). A row with f free ones of n units has min(int(u * f), int(limit * n)) chosen,
+    with u drawn uniformly between `low` and `high` for each row. Which of the chosen are hidden, replaced or kept is
+    random, in exact shares as with `Exact`.
+
+    Args:
+        low: smallest share of the free units.
+        high: largest share of the free units.
+        limit: largest share of all units.
+        mask: share of the chosen units that are hidden.
+        random: share of the chosen units that are replaced; the others stay as they are.
+    """
+
+    def __init__(
+        self, low: float = 0.1, high: float = 0.3, limit: float = 0.15, mask: float = 0.8, random: float = 0.1
+    ) -> None:
+        if not 0 < low <= high <= 1 or not 0 < limit <= 1:
+            raise ConfigError(f"low={low}, high={high}, limit={limit} must be shares, with low at most high")
+        if mask < 0 or random < 0 or mask + random > 1 + 1e-9:
+            raise ConfigError(f"mask={mask} and random={random} must be shares that add up to at most 1")
+        self.low, self.high, self.limit, self.mask, self.random = low, high, limit, mask, random
+
+    def __call__(
+        self, scores: Tensor, units: Tensor, free: Tensor | None = None, generator: Generator | None = None
+    ) -> Corruption:
+        """Choose units.
+
+        Args:
+            scores: float (batch, length).
+            units: bool (batch, length), True where there is a unit.
+            free: bool (batch, length): units that may be chosen; None is all.
+            generator: source of randomness; None is torch's global one.
+        """
+        free = units if free is None else units & free
+        share = torch.rand(len(units), device=units.device, generator=generator, dtype=torch.float64)
+        chosen = self.count(units.sum(1), free.sum(1), self.low + (self.high - self.low) * share)
+        predicted = highest(scores, free, chosen)
+        rank = _random_order(predicted, generator)
+        return Corruption(_exact_actions(rank, chosen.unsqueeze(1).double(), self.mask, self.random), predicted)
+
+    def count(self, units: Tensor, free: Tensor, share: Tensor) -> Tensor:
+        """How many are chosen of rows with `units` units of which `free` are free: long (batch,)."""
+        # A hair more, as int(0.3 * 1000 in binary fractions) must not be 299.
+        return torch.minimum((share * free + 1e-9).long(), (self.limit * units.double() + 1e-9).long())
+
+
+def highest(scores: Tensor, among: Tensor, count: Tensor) -> Tensor:
+    """The `count` (batch,) units of each row with the highest scores among some: bool (batch, length)."""
+    rank = scores.detach().masked_fill(~among, float("-inf")).argsort(dim=1, descending=True, stable=True).argsort(1)
+    return among & (rank < count.unsqueeze(1))
 
 
 class Span(MaskingPolicy):

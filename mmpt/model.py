@@ -75,6 +75,8 @@ class MultimodalModel(nn.Module, Configurable):
             must open first. With several processes use `trainer.sync_batchnorm`.
         text_pooling: how a text becomes one vector.
         text_attention: of the text encoder; "causal" goes with pooling "last" (CLIP).
+        text_length: longest text in tokens. The rest of the text transformer's `max_length` is room for the tokens that
+            other modalities put in front of a text; None leaves none.
         text_projection: as `projection` of the other modalities.
         unique_texts: encode equal texts of a batch once: for data in which many samples share a text.
         fusion: how another modality's tokens reach the text transformer: in front of the text ("prefix"), or as the
@@ -92,6 +94,7 @@ class MultimodalModel(nn.Module, Configurable):
         batch_norm: bool = False,
         text_pooling: Pooling = "first",
         text_attention: Literal["bidirectional", "causal"] = "bidirectional",
+        text_length: int | None = None,
         text_projection: bool = True,
         unique_texts: bool = False,
         fusion: Literal["prefix", "cross_attention"] = "prefix",
@@ -104,7 +107,7 @@ class MultimodalModel(nn.Module, Configurable):
         self.modalities = nn.ModuleDict(
             {
                 TEXT: Modality(
-                    TextEncoder(text, text_attention, once=unique_texts),
+                    TextEncoder(text, text_attention, once=unique_texts, max_length=text_length),
                     pooling=text_pooling,
                     projection=text_projection,
                 )
@@ -184,9 +187,17 @@ class MultimodalModel(nn.Module, Configurable):
 
     def project(self, name: str, encoded: Tokens) -> Tensor:
         """An encoder's tokens -> L2-normalised embedding (batch, embed_dim), in float32."""
+        return self.standardized(name, self.projected(name, encoded))
+
+    def projected(self, name: str, encoded: Tokens) -> Tensor:
+        """The first half of `project`, each sample by itself: pooled and projected, at least float32."""
         modality = self.modality(name)
         tokens = self.contextualize(name, encoded) if modality.through_text else encoded
-        projected = self.projections[name](modality.pool(tokens)).float()
+        projected = self.projections[name](modality.pool(tokens))
+        return projected.to(torch.promote_types(projected.dtype, torch.float32))
+
+    def standardized(self, name: str, projected: Tensor) -> Tensor:
+        """The second half of `project`, over the whole batch: batch norm where the model has it, and length one."""
         if name in self.norms:
             projected = self.norms[name](projected)
         return F.normalize(projected, dim=-1)
@@ -209,6 +220,12 @@ class MultimodalModel(nn.Module, Configurable):
         if self.fusion == "cross_attention":
             kind: Attention = "causal" if attention == "prefix" else attention
             return self.text(words, attention=kind, context=foreign)
+        if foreign.length + words.length > self.text.max_length:
+            raise ConfigError(
+                f"{foreign.length} tokens of other modalities in front of {words.length} of text, but the text "
+                f"transformer takes {self.text.max_length}. Either (1) give the model text_length: "
+                f"{max(self.text.max_length - foreign.length, 0)} so that longer texts are cut, or (2) raise max_length"
+            )
         joined = concatenate(foreign, words)
         prefix = torch.zeros_like(joined.mask)
         prefix[:, : foreign.length] = True

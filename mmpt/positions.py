@@ -73,3 +73,17 @@ def pick_relative(scores: Tensor, index: Tensor) -> Tensor:
     """
     batch, heads, length, _ = scores.shape
     return scores.gather(-1, index.expand(batch, heads, length, length))
+
+
+def skew(scores: Tensor) -> Tensor:
+    """Read the score of each pair of positions 0, 1, 2, ... by shifting rows, without an index.
+
+    Args:
+        scores: (batch, heads, length, 2 * length - 1): [l, c] for the distance c - (length - 1).
+
+    Returns:
+        (batch, heads, length, length): [l, r] for the distance r - l.
+    """
+    length, distances = scores.shape[-2:]
+    rows = scores.flatten(-2)[..., length - 1 : length - 1 + length * (distances - 1)]
+    return rows.unflatten(-1, (length, distances - 1))[..., :length]

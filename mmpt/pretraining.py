@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data.distributed import DistributedSampler
 
 from mmpt.batches import Batch, hash_seed
+from mmpt.cached import CachedFeatures, refuse_inexact
 from mmpt.checkpoint import save_heads, start_from
 from mmpt.errors import ConfigError, NonFiniteLossError
 from mmpt.features import Features
@@ -46,6 +47,10 @@ class Pretraining(L.LightningModule):
         eps: of AdamW.
         warmup_steps: linear warm-up; then a cosine to zero at the last step.
         total_steps: length of the schedule; None is the length of the run, from the trainer's max_steps or max_epochs.
+        cached_chunk: encode a training batch this many samples at a time and again in the backward pass: the memory of
+            a small batch, the gradients of the large one (`mmpt.cached`). It costs a second forward pass.
+        lr_factors: beginning of parameter names -> factor on `lr`, for parts that are pretrained already, e.g.
+            `{"model.modalities.text": 0.02}`; a frozen part (requires_grad False) needs none.
 
     Raises:
         ConfigError: a head needs what the model lacks, a weight names no head, or `freeze` no modality.
@@ -65,6 +70,8 @@ class Pretraining(L.LightningModule):
         eps: float = 1e-8,
         warmup_steps: int = 100,
         total_steps: int | None = None,
+        cached_chunk: int | None = None,
+        lr_factors: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
         if not heads:
@@ -87,7 +94,13 @@ class Pretraining(L.LightningModule):
         self.weights: dict[str, Any] = dict.fromkeys(heads, 1.0) | (weights or {})
         self.lr, self.weight_decay, self.betas, self.eps = lr, weight_decay, betas, eps
         self.warmup_steps, self.total_steps = warmup_steps, total_steps
+        if cached_chunk is not None and cached_chunk < 1:
+            raise ConfigError(f"cached_chunk is {cached_chunk}; it must be at least 1, or null for whole batches")
+        self.cached_chunk = cached_chunk
+        self.lr_factors = lr_factors
         self._seed: int | None = None
+        self._validated = True  # nothing was trained since the last validation
+        self._validation_due = False
 
     def train(self, mode: bool = True) -> Pretraining:
         """Switch between training and evaluation; what is frozen stays in evaluation mode."""
@@ -101,6 +114,8 @@ class Pretraining(L.LightningModule):
         if self._seed is None:
             self._seed = torch.initial_seed()
         self._refuse_accumulation()
+        if self.cached_chunk is not None:
+            refuse_inexact(self.model)
 
     def on_train_start(self) -> None:
         """Refuse batches that Lightning has divided between the processes a second time."""
@@ -111,17 +126,38 @@ class Pretraining(L.LightningModule):
                 "divided between the processes: give the Trainer use_distributed_sampler=False"
             )
 
+        if self._validation_due:
+            # The run was stopped between the last step of an epoch and its validation, which Lightning would leave out.
+            self._validation_due = False
+            self.trainer.validating = True
+            self.trainer.fit_loop.epoch_loop.val_loop.run()
+            self.trainer.training = True
+
+    def on_validation_epoch_end(self) -> None:
+        """Note that there was a validation."""
+        self._validated = True
+
     def on_train_epoch_start(self) -> None:
-        """A schedule may have changed the accumulation."""
+        """Tell the heads; and a schedule may have changed the accumulation."""
         self._refuse_accumulation()
+        for head in self.heads.values():
+            assert isinstance(head, Head)
+            head.start_epoch(self.current_epoch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the seed of masks and dropout."""
+        """Keep the seed of masks and dropout, and whether the validation of the epoch is still to come."""
         checkpoint["pretraining_seed"] = self._seed
+        loop = self.trainer.fit_loop
+        last = loop.epoch_loop.batch_progress.is_last_batch
+        checkpoint["validation_due"] = bool(
+            last and not self._validated and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
+        )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the seed of the run."""
         self._seed = checkpoint["pretraining_seed"]
+        self._validation_due = checkpoint["validation_due"]
+        mend_progress(checkpoint["loops"]["fit_loop"])
 
     def _refuse_accumulation(self) -> None:
         contrastive = [name for name, head in self.heads.items() if head.contrastive]
@@ -129,12 +165,15 @@ class Pretraining(L.LightningModule):
             raise ConfigError(
                 f"accumulate_grad_batches={self.trainer.accumulate_grad_batches} with the contrastive head "
                 f"{contrastive[0]!r}: each small batch would only be compared with itself, so the gradients are not "
-                "those of a large batch. Set accumulate_grad_batches to 1 and raise data.batch_size"
+                "those of a large batch. Set accumulate_grad_batches to 1, raise data.batch_size, and where memory "
+                "does not suffice set model.cached_chunk to the batch that fits (the gradients are exact)"
             )
 
     def forward(self, batch: Batch) -> tuple[Tensor | None, dict[str, Tensor]]:
         """The weighted sum of the heads' losses (None where every head rests) and everything to log."""
         features = Features(self.model, batch)
+        if self.cached_chunk is not None and len(batch) > self.cached_chunk and torch.is_grad_enabled():
+            features = CachedFeatures(self.model, batch, self.cached_chunk, seed=torch.initial_seed())
         total: Tensor | None = None
         logs: dict[str, Tensor] = {}
         for name, head in self.heads.items():
@@ -154,6 +193,7 @@ class Pretraining(L.LightningModule):
         """One step."""
         # Masks and dropout depend on the step and batch alone, not on earlier draws: a resumed run repeats them.
         torch.manual_seed(hash_seed(self._seed or 0, self.global_step, batch.seed))
+        self._validated = False
         loss, logs = self(batch)
         if loss is None:
             return None
@@ -199,7 +239,7 @@ class Pretraining(L.LightningModule):
         # In mixed precision Lightning refuses to clip the gradients of a fused optimiser.
         clipped = bool(self.trainer.gradient_clip_val) and "mixed" in str(self.trainer.precision)
         optimizer = torch.optim.AdamW(
-            parameter_groups(self, self.weight_decay),
+            parameter_groups(self, self.weight_decay, self.lr, self.lr_factors),
             lr=self.lr,
             betas=self.betas,
             eps=self.eps,
@@ -223,6 +263,24 @@ class Pretraining(L.LightningModule):
                 )
             self.total_steps = max(1, int(estimate))
         return warmup_cosine(step, self.warmup_steps, self.total_steps)
+
+
+def mend_progress(loop: dict[str, Any]) -> None:
+    """Set right what Lightning counts wrongly in a run that was resumed before, in the state of its fit loop.
+
+    There an epoch that goes on counts as finished, and the validation before it as half done. A second resume would
+    leave out validations and let the last steps of an epoch be the first of the next.
+    """
+    batches, epochs = loop["epoch_loop.batch_progress"], loop["epoch_progress"]
+    within_step = batches["total"]["completed"] < batches["total"]["processed"]
+    within_epoch = batches["current"]["ready"] > 0 and not batches["is_last_batch"]
+    if (within_step or within_epoch) and epochs["total"]["ready"] == epochs["total"]["completed"]:
+        for counts in (epochs["total"], epochs["current"]):
+            counts["ready"] += 1
+            counts["started"] += 1
+    validation = loop["epoch_loop.val_loop.batch_progress"]
+    for counts in (validation["total"], validation["current"]):
+        counts.update(dict.fromkeys(counts, 0))
 
 
 def check_finite(logs: dict[str, Tensor], step: int) -> None:

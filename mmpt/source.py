@@ -82,6 +82,14 @@ class Source(Configurable, ABC):
             DataError: the data as a whole can't be used (empty folder, missing columns, unknown format).
         """
 
+    def lengths(self, name: Split) -> Sequence[int] | None:
+        """How long each sample of a split is, in the order of `split`, for batches of similar lengths.
+
+        Any number that grows with the tokens of a sample will do: characters, notes, samples of sound, expressed genes.
+        It should cost far less than reading the samples. None where that is not known.
+        """
+        return None
+
     def everything(self) -> Examples:
         """All samples in order, for embedding them; they may lack what only training needs (a caption)."""
         splits: tuple[Split, ...] = ("train", "validation", "test")

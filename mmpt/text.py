@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
 from mmpt.config import FOLDER, Configurable, to_config
-from mmpt.encoder import MASK, RANDOM, Corruption, Encoder, Inputs, Part, Processor
+from mmpt.encoder import MASK, RANDOM, Corruption, Encoder, Inputs, Part, Processor, UnitLosses
 from mmpt.errors import ConfigError, SampleError
 from mmpt.naming import named_vectors
 from mmpt.positions import Positions
@@ -412,9 +412,13 @@ class TextEncoder(Encoder):
     Args:
         text: the shared text transformer.
         attention: what a token of a text sees; "causal" for text towers that pool the last token (CLIP).
-        too_long: what happens to texts longer than `text.max_length`; see `TextProcessor`.
+        too_long: what happens to texts longer than `max_length`; see `TextProcessor`.
         once: encode equal texts of a batch once (without corruption). It asks the device for their number; with dropout
             they share their noise.
+        max_length: most tokens of a text; by default `text.max_length`.
+
+    Raises:
+        ConfigError: a `max_length` that the text transformer does not reach.
     """
 
     def __init__(
@@ -423,13 +427,16 @@ class TextEncoder(Encoder):
         attention: Literal["bidirectional", "causal"] = "bidirectional",
         too_long: Literal["truncate", "error"] = "truncate",
         once: bool = False,
+        max_length: int | None = None,
     ) -> None:
         super().__init__()
+        if max_length is not None and not 2 < max_length <= text.max_length:
+            raise ConfigError(f"texts of {max_length} tokens; expected 3 to {text.max_length}, the text transformer's")
         self.text = text
         self.once = once
         self.attention: Attention = attention
         self.width = text.width
-        self.processor = TextProcessor(text.tokenizer, text.max_length, too_long)
+        self.processor = TextProcessor(text.tokenizer, max_length or text.max_length, too_long)
 
     def forward(self, inputs: Inputs, corruption: Corruption | None = None) -> Tokens:
         """Encode texts; a hidden token becomes the mask token, a random one any id that is not special.
@@ -467,6 +474,12 @@ class TextEncoder(Encoder):
         loss = functional.cross_entropy(predictions.float(), targets, reduction="sum") / count
         accuracy = (predictions.detach().argmax(-1) == targets).float().sum() / count
         return Part(loss, {"accuracy": accuracy})
+
+    def unit_losses(self, predictions: Tensor, inputs: Inputs, corruption: Corruption) -> UnitLosses:
+        """Cross-entropy of each predicted token; one part."""
+        targets = inputs["ids"][corruption.predicted & inputs["mask"]]
+        losses = functional.cross_entropy(predictions.float(), targets, reduction="none")
+        return UnitLosses(losses.unsqueeze(1), (predictions.detach().argmax(-1) == targets).unsqueeze(1))
 
     def _corrupt(self, ids: Tensor, corruption: Corruption) -> Tensor:
         tokenizer = self.text.tokenizer

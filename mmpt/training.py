@@ -14,8 +14,10 @@ from jsonargparse import Namespace
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins.io import CheckpointIO
 
 from mmpt.data import MultimodalData
+from mmpt.resume import WholeCheckpointIO, resumed
 from mmpt.run_folder import PredictionWriter, RunFolder
 
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -35,7 +37,9 @@ class WriteConfig(SaveConfigCallback):
         if trainer.is_global_zero and not self.already_saved and stage == "fit":
             folder = Path(trainer.default_root_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, str(folder / "config.yaml"), overwrite=True, multifile=False)
+            config = self.config.clone()
+            config["ckpt_path"] = None  # repeats the run from its beginning; `--resume` finds the checkpoint itself
+            self.parser.save(config, str(folder / "config.yaml"), overwrite=True, multifile=False)
             self.already_saved = True
 
 
@@ -45,6 +49,9 @@ class TrainingCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add mmpt's own options."""
         parser.add_argument("--output", type=str | None, default=None, help="run folder; default: runs/DATE-TIME")
+        parser.add_argument(
+            "--resume", type=str | None, default=None, help="go on with the run in this folder (fit), as it was"
+        )
 
     def before_instantiate_classes(self) -> None:
         """Point everything that writes to the run folder."""
@@ -73,7 +80,21 @@ class TrainingCLI(LightningCLI):
             callbacks.append(LearningRateMonitor("step"))
         own = config.get("callbacks") or []
         if config.get("enable_checkpointing") is not False and not any(isinstance(c, ModelCheckpoint) for c in own):
-            callbacks.append(ModelCheckpoint(str(run / "checkpoints"), filename="{epoch}-{step}", save_last=True))
+            # Two, so that there is one before the last; `last.ckpt` points to the newest.
+            newest = ModelCheckpoint(
+                str(run / "checkpoints"),
+                filename="{epoch}-{step}",
+                monitor="step",
+                mode="max",
+                save_top_k=2,
+                save_last="link",
+                enable_version_counter=False,
+            )
+            callbacks.append(newest)
+        plugins = config.get("plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, WholeCheckpointIO()]
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
         return super().instantiate_trainer(**kwargs)
 
@@ -95,7 +116,8 @@ def train(arguments: Sequence[str]) -> TrainingCLI:
     """Run one of Lightning's commands.
 
     Args:
-        arguments: as on the command line, e.g. `["fit", "--config", "pretrain.yaml", "--output", "runs/first"]`.
+        arguments: as on the command line, e.g. `["fit", "--config", "pretrain.yaml", "--output", "runs/first"]`, or
+            `["fit", "--resume", "runs/first"]`.
 
     Returns:
         The finished command line with `trainer`, `model`, `datamodule` and `run_folder`.
@@ -110,7 +132,7 @@ def train(arguments: Sequence[str]) -> TrainingCLI:
         save_config_kwargs={"overwrite": True},
         trainer_defaults=dict(TRAINER_DEFAULTS),
         parser_kwargs={"parser_mode": "yaml"},
-        args=list(arguments),
+        args=resumed(arguments),
     )
 
 

@@ -274,7 +274,8 @@ class Transformer(nn.Module, Configurable):
             ConfigError: widths that don't fit, a sequence longer than `max_length`, a context for a model without
                 cross-attention, prefix and attention that contradict each other.
         """
-        if position_ids is None:
+        regular = position_ids is None
+        if regular:
             position_limit = tokens.length
         self._check_input(tokens, context, position_limit)
         values = _blank_padding(tokens).values
@@ -287,7 +288,7 @@ class Transformer(nn.Module, Configurable):
             geometry = self._geometry(allowed, packed.position_ids, position_limit)
             return packed.unpack(self._run(packed.tokens.values, packed.position_ids, geometry, None))
         allowed = attention_mask(tokens.mask, attention, prefix, segments)
-        geometry = self._geometry(allowed, position_ids, position_limit)
+        geometry = self._geometry(allowed, position_ids, position_limit, regular)
         return Tokens(self._run(values, position_ids, geometry, context), tokens.mask)
 
     def _run(self, values: Tensor, position_ids: Tensor, geometry: Geometry, context: Tokens | None) -> Tensor:
@@ -305,11 +306,15 @@ class Transformer(nn.Module, Configurable):
                 values = layer(values, geometry, context)
         return values if self.final_norm is None else self.final_norm(values)
 
-    def _geometry(self, allowed: Tensor, position_ids: Tensor, position_limit: int | None) -> Geometry:
+    def _geometry(
+        self, allowed: Tensor, position_ids: Tensor, position_limit: int | None, regular: bool = False
+    ) -> Geometry:
         if self.positions == "rotary":
             return Geometry(allowed, angles=rotary_angles(position_ids, self.width // self.heads))
         if self.positions == "relative_key_query":
             reach = min(position_limit or self.max_length, self.max_length) - 1
+            if regular and reach > 0:
+                return Geometry(allowed, reach=reach)
             return Geometry(allowed, relative_rows=relative_distances(position_ids) + reach, reach=reach)
         if self.relative is not None:
             distances = relative_distances(position_ids)

@@ -153,7 +153,7 @@ def test_recipes_are_listed_and_copied(tmp_path, capsys):
     assert mmpt("recipes", "copy", "image", tmp_path / "mine") == 2
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["recipes"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["recipes"], ["probe", "stroop", "--help"]])
 def test_help_and_lists_come_within_a_second_and_without_torch(arguments):
     code = (
         f"import sys; from mmpt.cli import main\ntry:\n    main({arguments!r})\nexcept SystemExit:\n    pass\n"

@@ -82,6 +82,84 @@ class TestSampler:
             assert [key.view for key in batch] == [0] * 4 + [1] * 4
 
 
+class TestBuckets:
+    LENGTHS = torch.randint(1, 500, (103,), generator=torch.Generator().manual_seed(0)).tolist()
+
+    def waste(self, batches):
+        padded = sum(len(batch) * max(self.LENGTHS[key.index] for key in batch) for batch in batches)
+        return padded / sum(self.LENGTHS[key.index] for batch in batches for key in batch)
+
+    def make(self, **options):
+        return sampler(103, 8, **{"lengths": {"a": self.LENGTHS}, "pool": 6} | options)
+
+    def test_a_batch_holds_similar_lengths(self):
+        assert self.waste(list(self.make(pool=0))) > 1.5
+        assert self.waste(list(self.make(drop_last=True))) < 1.2
+
+    @pytest.mark.parametrize("drop_last", [False, True])
+    def test_every_sample_comes_once_and_epochs_differ(self, drop_last):
+        batches = self.make(drop_last=drop_last)
+        first = list(batches)
+        batches.set_epoch(1)
+        second = list(batches)
+        for epoch in (first, second):
+            assert len(set(indices(epoch))) == len(indices(epoch)) == (96 if drop_last else 103)
+        assert indices(first) != indices(second)
+
+    def test_batches_are_not_sorted(self):
+        means = [sum(self.LENGTHS[key.index] for key in batch) / 8 for batch in self.make(drop_last=True)]
+        assert means not in (sorted(means), sorted(means, reverse=True))
+
+    def test_the_longest_samples_are_not_the_ones_that_are_dropped(self):
+        dropped = []
+        batches = self.make(drop_last=True)
+        for epoch in range(30):
+            batches.set_epoch(epoch)
+            dropped += sorted(set(range(103)) - {index for _, index in indices(batches)})
+        mean = sum(self.LENGTHS) / 103
+        assert abs(sum(self.LENGTHS[i] for i in dropped) / len(dropped) - mean) < 40  # 7 of 103 a time: error 10
+
+    def test_two_processes_see_what_one_with_twice_the_batch_sees(self):
+        whole = list(sampler(103, 16, lengths={"a": self.LENGTHS}, pool=3))
+        first, second = (list(self.make(pool=3, rank=r, world_size=2)) for r in (0, 1))
+        for batch, one, two in zip(whole[:6], first[:6], second[:6], strict=True):
+            assert len(batch) == 16 or indices([batch])[:3] == indices([one])
+            if len(batch) == 16:
+                assert indices([batch]) == indices([one, two])
+
+    def test_resume(self):
+        resumed = self.make()
+        resumed.resume(0, 4)
+        assert list(resumed) == list(self.make())[4:]
+
+    def test_sources_without_lengths_are_left_alone(self):
+        mixed = {"a": 40, "b": 40}
+        given = list(sampler(mixed, 4, lengths={"a": self.LENGTHS[:40]}, pool=5, drop_last=True))
+        assert Counter(indices(given)) == Counter((name, i) for name in mixed for i in range(40))
+
+    def test_a_module_reads_the_lengths_of_its_sources(self):
+        class Known(PointsSource):
+            def lengths(self, name):
+                return [len(sample.modalities["points"]) for sample in self.split(name)]
+
+        def padding(**options):
+            data = module({"a": Known(size=64)}, **options)
+            return sum(int((~b.inputs["points"]["mask"]).sum()) for b in data.train_dataloader())
+
+        assert padding(buckets=8) * 4 < padding()
+
+        class Wrong(PointsSource):
+            def lengths(self, name):
+                return [1, 2]
+
+        with pytest.raises(DataError, match=r"Wrong.lengths gives 2 numbers for the 20 samples"):
+            module({"a": Wrong(size=20)}, buckets=4).train_dataloader()
+        with pytest.raises(ConfigError, match=r"PointsSource a method `lengths`"):
+            module(buckets=4).train_dataloader()
+        with pytest.raises(ConfigError, match="block"):
+            module(buckets=4, block=2)
+
+
 class TestMixture:
     SIZES = {"a": 20, "b": 7, "c": 1}
 
@@ -365,8 +443,14 @@ class TestModule:
         assert data.sources["a"].path == "mine"
         data = MultimodalData({"a": PointsSource(), "b": PointsSource()}, path={"b": "mine"})
         assert (data.sources["a"].path, data.sources["b"].path) == (None, "mine")
-        with pytest.raises(ConfigError, match="several sources"):
-            MultimodalData({"a": PointsSource(), "b": PointsSource()}, path="mine")
+        data = MultimodalData({"a": PointsSource(), "b": PointsSource()}, path="mine")
+        assert (data.sources["a"].path, data.sources["b"].path) == ("mine", "mine")
+
+        class OtherFormat(PointsSource):
+            pass
+
+        with pytest.raises(ConfigError, match="several kinds"):
+            MultimodalData({"a": PointsSource(), "b": OtherFormat()}, path="mine")
         with pytest.raises(ConfigError, match="path names"):
             MultimodalData({"a": PointsSource()}, path={"c": "mine"})
 
@@ -396,6 +480,11 @@ class TestModule:
         module().load_state_dict(state)
         with pytest.raises(CheckpointError, match=next(iter(change))):
             module(**change).load_state_dict(state)
+
+    def test_another_number_of_processes_is_refused(self):
+        setting = module()._setting() | {"world_size": 2}
+        with pytest.raises(CheckpointError, match="world_size=2, this run has world_size=1"):
+            module().load_state_dict({"epoch": 1, "batches": 1, "setting": setting})
 
     def test_other_data_is_noticed_when_it_is_opened(self):
         state = {"epoch": 1, "batches": 1, "setting": module()._setting() | {"sizes": {"a": 20}}}

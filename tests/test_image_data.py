@@ -14,9 +14,10 @@ from PIL import Image
 from mmpt.config import from_config
 from mmpt.datasets import emoji_art
 from mmpt.datasets.emoji import Emoji, TrainingEmoji
-from mmpt.datasets.image import ImageText, hash_split
+from mmpt.datasets.image import ImageText
 from mmpt.encoders.image import ImageProcessor
 from mmpt.errors import ConfigError, DataError, SampleError
+from mmpt.splits import hash_split
 
 SPLITS = ("train", "validation", "test")
 

@@ -1,12 +1,11 @@
-"""Oriented gradients, and the maps of places beside which some are never trained."""
+"""Oriented gradients, and the maps of places of drawings, beside which some are never trained."""
 
 import pytest
 import torch
 
 from mmpt.config import from_config
-from mmpt.encoders.image import ImageEncoder
+from mmpt.encoders.image_drawing import DrawingEncoder
 from mmpt.encoders.image_gradients import GradientResNet, OrientedGradients
-from mmpt.errors import ConfigError
 
 SMALL = {"channels": (8, 8, 8), "out": 6}
 
@@ -111,12 +110,6 @@ class TestFixedMaps:
         for place in range(4):
             torch.testing.assert_close(got[:, place], features[:, place] @ encoder.places.weight[place])
 
-    def test_a_network_without_fixed_features_is_refused(self):
-        with pytest.raises(ConfigError, match="gradient_resnet"):
-            ImageEncoder("test_resnet", 64, hide=None, place_width=8, fixed_width=8)
-        with pytest.raises(ConfigError, match="place_width"):
-            ImageEncoder("gradient_resnet", 32, hide=None, fixed_width=8)
-
 
 def encoder_with(**options):
-    return ImageEncoder("gradient_resnet", 32, backbone_args=SMALL, hide=None, **options)
+    return DrawingEncoder(32, **SMALL, **options)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmpt.losses.contrastive import grouped_contrastive, sigmoid_contrastive, softmax_contrastive
 
@@ -221,3 +222,105 @@ def test_gradients_are_those_of_finite_differences():
     scale, bias = torch.tensor(3.0, dtype=torch.float64), torch.tensor(-1.0, dtype=torch.float64)
     inputs = [tensor.requires_grad_() for tensor in (a, b, scale, bias)]
     assert torch.autograd.gradcheck(lambda a, b, s, t: tuple(losses_of(a, b, groups, s, t)), inputs)
+
+
+class TestChunks:
+    GROUPS = torch.tensor([0, 0, 1, 2, 1, 3, 0, 4, 4, 5, 5])
+
+    @pytest.fixture(params=["plain", "soft", "mask", "ignore", "sigmoid", "sigmoid soft", "sigmoid mask", "grouped"])
+    def loss(self, request):
+        """(a, b, scale, bias, others) -> result, for each variant."""
+        kind, _, same_group = request.param.rpartition(" ")
+        if request.param == "grouped":
+            return lambda a, b, scale, bias, groups, all_b=None, **o: grouped_contrastive(a, scale, groups, **o)
+        if "sigmoid" in request.param:
+            with_groups = {"same_group": same_group} if kind else None
+            return lambda a, b, scale, bias, groups, all_a=None, all_groups=None, **o: sigmoid_contrastive(
+                a, b, scale, bias, **o, **(with_groups | {"groups": groups, "all_groups": all_groups} if kind else {})
+            )
+        if request.param == "plain":
+            return lambda a, b, scale, bias, groups, all_groups=None, **o: softmax_contrastive(a, b, scale, **o)
+        return lambda a, b, scale, bias, groups, **o: softmax_contrastive(
+            a, b, scale, groups=groups, same_group=request.param, **o
+        )
+
+    def inputs(self, dtype, scale=6.0):
+        tensors = [rows(11).to(dtype), rows(11, seed=1).to(dtype)]
+        return [
+            t.requires_grad_() for t in (*tensors, torch.tensor(scale, dtype=dtype), torch.tensor(-3.0, dtype=dtype))
+        ]
+
+    def measure(self, loss, inputs, factor=1.0, **options):
+        for tensor in inputs:
+            tensor.grad = None
+        result = loss(*inputs, self.GROUPS, **options)
+        (factor * result.loss).backward()
+        return result, [torch.zeros_like(t) if t.grad is None else t.grad for t in inputs]
+
+    @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 1e-6)])
+    @pytest.mark.parametrize("chunk", [1, 4, 10])
+    def test_value_and_gradients_are_those_of_the_whole_matrix(self, loss, dtype, tolerance, chunk):
+        inputs = self.inputs(dtype)
+        whole, expected = self.measure(loss, inputs, factor=3.0)
+        result, gradients = self.measure(loss, inputs, factor=3.0, chunk=chunk)
+        for name, value in whole._asdict().items():
+            assert getattr(result, name).item() == pytest.approx(value.item(), rel=tolerance), name
+        assert result.accuracy == whole.accuracy
+        for ours, theirs in zip(gradients, expected, strict=True):
+            assert (ours - theirs).abs().max() <= tolerance * max(1.0, theirs.abs().max().item())
+
+    def test_gradients_of_chunks_are_those_of_finite_differences(self, loss):
+        inputs = self.inputs(torch.float64, 2.0)
+        assert torch.autograd.gradcheck(lambda *given: loss(*given, self.GROUPS, chunk=3).loss, inputs)
+
+    def test_rows_of_other_processes_count_as_before(self, loss):
+        inputs = self.inputs(torch.float64)
+        others = {"all_a": rows(22, seed=3).double(), "all_b": rows(22, seed=4).double(), "offset": 7}
+        others["all_groups"] = torch.arange(22) % 6
+        others["all_groups"][7:18] = self.GROUPS
+        whole, expected = self.measure(loss, inputs, **others)
+        result, gradients = self.measure(loss, inputs, chunk=4, **others)
+        assert result.loss.item() == pytest.approx(whole.loss.item(), rel=1e-13)
+        assert result.accuracy == whole.accuracy
+        for ours, theirs in zip(gradients, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
+
+    def test_large_scales_stay_finite(self, loss):
+        inputs = self.inputs(torch.float32, 1000.0)
+        whole, expected = self.measure(loss, inputs)
+        result, gradients = self.measure(loss, inputs, chunk=4)
+        assert result.loss.item() == pytest.approx(whole.loss.item(), rel=1e-5)
+        for ours, theirs in zip(gradients, expected, strict=True):
+            assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max() + 1e-6
+
+    def test_autocast_does_not_round_the_logits(self, loss):
+        inputs = self.inputs(torch.float32, 100.0)
+        exact, expected = self.measure(loss, inputs, chunk=4)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            mixed, gradients = self.measure(loss, inputs, chunk=4)
+        assert mixed.loss.item() == exact.loss.item()
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(gradients, expected, strict=True))
+
+    def test_without_gradient_there_is_none(self, loss):
+        inputs = self.inputs(torch.float32)
+        with torch.no_grad():
+            result = loss(*inputs, self.GROUPS, chunk=4)
+        assert not result.loss.requires_grad
+        assert result.loss.item() == pytest.approx(loss(*inputs, self.GROUPS).loss.item(), rel=1e-6)
+
+    def test_no_tensor_is_as_large_as_the_matrix(self, loss):
+        class Largest(TorchDispatchMode):
+            entries = 0
+
+            def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+                output = function(*arguments, **(keywords or {}))
+                for tensor in output if isinstance(output, tuple | list) else [output]:
+                    if isinstance(tensor, torch.Tensor):
+                        self.entries = max(self.entries, tensor.numel())
+                return output
+
+        a, b = rows(512, 8).requires_grad_(), rows(512, 8, seed=1).requires_grad_()
+        scale, bias = torch.tensor(5.0, requires_grad=True), torch.tensor(-3.0, requires_grad=True)
+        with Largest() as largest:
+            loss(a, b, scale, bias, torch.arange(512) // 2, chunk=32).loss.backward()
+        assert largest.entries == 32 * 512

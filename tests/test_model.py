@@ -19,6 +19,7 @@ from torch.nn import functional
 from mmpt.connectors import LinearConnector, ResamplerConnector
 from mmpt.errors import CheckpointError, ConfigError, DataError, SampleError, UntrustedClassError
 from mmpt.model import Modality, MultimodalModel
+from mmpt.text import TruncationWarning
 from mmpt.tokens import Tokens
 
 POINTS = [PointsSource().split("train")[i].modalities["points"] for i in range(4)]
@@ -153,6 +154,16 @@ class TestFuse:
         assert not torch.allclose(model.fuse(text, points=shifted).values, fused, atol=1e-3)
         rubbish = points | {"points": points["points"].masked_fill(~points["mask"].unsqueeze(-1), 9.0)}
         assert torch.allclose(model.fuse(text, points=rubbish).values, fused, atol=1e-6)
+
+    def test_long_texts_leave_room_for_the_tokens_in_front(self):
+        long = ["a very long text " * 20]
+        with pytest.raises(ConfigError, match=r"text_length: 4[0-9]\b"):
+            make_model().fuse(long, points=POINTS[:1])
+        roomy = make_model(text_length=40)
+        with pytest.warns(TruncationWarning):
+            assert roomy.fuse(long, points=POINTS[:1]).mask.sum() == 40
+        with pytest.raises(ConfigError, match="3 to 48"):
+            make_model(text_length=49)
 
     @FUSIONS
     def test_without_a_sample_it_is_the_text_alone(self, fusion):

@@ -34,6 +34,8 @@ def test_the_wheel_holds_encoders_datasets_recipes_and_types(wheel):
         assert f"mmpt/recipes/{path.relative_to(ROOT / 'recipes')}" in names
     assert "mmpt/recipes/image/run.py" in names
     assert "mmpt/py.typed" in names
+    for path in (ROOT / "mmpt" / "probing" / "tasks").iterdir():
+        assert f"mmpt/probing/tasks/{path.name}" in names
 
 
 def test_the_framework_knows_no_modality():

@@ -59,6 +59,7 @@ class ContrastiveHead(Head):
         temperature: start of the temperature; 0.07 in CLIP, 0.1 in SigLIP, 0.05 in LangCell.
         learn_temperature: whether it is trained.
         bias: start of the sigmoid loss's bias.
+        chunk: rows of the loss at a time; a larger batch needs memory that grows with its size instead of its square.
     """
 
     contrastive = True
@@ -72,11 +73,13 @@ class ContrastiveHead(Head):
         temperature: float = 0.07,
         learn_temperature: bool = True,
         bias: float = -10.0,
+        chunk: int = 512,
     ) -> None:
         super().__init__()
         self.modalities = (first, second)
         self.loss = loss
         self.same_group = same_group
+        self.chunk = _checked(chunk)
         self.temperature = Temperature(temperature, learn_temperature)
         self.logit_bias = nn.Parameter(torch.tensor(float(bias))) if loss == "sigmoid" else None
 
@@ -100,6 +103,7 @@ class ContrastiveHead(Head):
                 all_b=all_b,
                 all_groups=all_groups,
                 offset=offset,
+                chunk=self.chunk,
             )
         else:
             result = softmax_contrastive(
@@ -112,6 +116,7 @@ class ContrastiveHead(Head):
                 all_b=all_b,
                 all_groups=all_groups,
                 offset=offset,
+                chunk=self.chunk,
             )
         return HeadOutput(result.loss, {"accuracy": result.accuracy, "scale": self.temperature().detach()})
 
@@ -125,13 +130,17 @@ class GroupContrastiveHead(Head):
         modality: which.
         temperature: start of the temperature.
         learn_temperature: whether it is trained.
+        chunk: rows of the loss at a time; see `ContrastiveHead`.
     """
 
     contrastive = True
 
-    def __init__(self, modality: str, temperature: float = 0.07, learn_temperature: bool = True) -> None:
+    def __init__(
+        self, modality: str, temperature: float = 0.07, learn_temperature: bool = True, chunk: int = 512
+    ) -> None:
         super().__init__()
         self.modalities = (modality,)
+        self.chunk = _checked(chunk)
         self.temperature = Temperature(temperature, learn_temperature)
 
     def forward(self, features: Features) -> HeadOutput:
@@ -142,9 +151,21 @@ class GroupContrastiveHead(Head):
             raise ConfigError("GroupContrastiveHead needs data with a `group` label; its source gives none")
         all_a, offset = _everyone(self, a)
         result = grouped_contrastive(
-            a, self.temperature(), groups, all_a=all_a, all_groups=_everyone(self, groups)[0], offset=offset
+            a,
+            self.temperature(),
+            groups,
+            all_a=all_a,
+            all_groups=_everyone(self, groups)[0],
+            offset=offset,
+            chunk=self.chunk,
         )
         return HeadOutput(result.loss, {"accuracy": result.accuracy, "scale": self.temperature().detach()})
+
+
+def _checked(chunk: int) -> int:
+    if chunk < 1:
+        raise ConfigError(f"chunk is {chunk}; it must be at least 1")
+    return chunk
 
 
 def _everyone(head: Head, rows: Tensor) -> tuple[Tensor, int]:

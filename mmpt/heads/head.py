@@ -46,6 +46,9 @@ class Head(nn.Module, Configurable, ABC):
         for name in self.modalities:
             model.modality(name)
 
+    def start_epoch(self, epoch: int) -> None:
+        """Called before each training epoch, counted from 0."""
+
     @abstractmethod
     def forward(self, features: Features) -> HeadOutput:
         """The loss of one batch."""

@@ -8,6 +8,10 @@
 
 `groups` say which rows are the same thing (several images of one name, several cells of one description). Without
 them, the other pictures of a name would count as negatives of it.
+
+With `chunk` a loss is computed for that many rows at a time: the same value and gradients, and memory that grows with
+the batch instead of its square (`mmpt.losses.chunked`). Then `loss_a` and `loss_b` are for reports only, without
+gradient.
 """
 
 from __future__ import annotations
@@ -17,6 +21,8 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from mmpt.losses.chunked import Pairs, sigmoid_rows, softmax_both_ways, softmax_rows
 
 SameGroup = Literal["soft", "mask", "ignore"]
 """What the other members of a row's own group are: positives that share the target evenly, left out of the
@@ -50,6 +56,7 @@ def softmax_contrastive(
     all_b: Tensor | None = None,
     all_groups: Tensor | None = None,
     offset: int = 0,
+    chunk: int | None = None,
 ) -> ContrastiveResult:
     """Symmetric InfoNCE (CLIP, arXiv 2103.00020), with several positives for each row where groups are given.
 
@@ -63,10 +70,20 @@ def softmax_contrastive(
         all_b: (m, d), likewise.
         all_groups: long (m,), likewise.
         offset: place of the local rows in them.
+        chunk: rows at a time; None is all of them.
     """
     all_a = a if all_a is None else all_a
     all_b = b if all_b is None else all_b
     all_groups = groups if all_groups is None else all_groups
+    if chunk is not None and chunk < len(a):
+        pairs = Pairs(_own(a, offset), groups, all_groups, same_group)
+        if all_a is a and all_b is b and (groups is None or same_group != "mask"):
+            return ContrastiveResult(*softmax_both_ways(a, b, scale, pairs, chunk))
+        weights = a.new_full((len(a),), 1 / len(a))
+        loss_a, of_a = softmax_rows(a, all_b, scale, pairs, weights, chunk)
+        loss_b, of_b = softmax_rows(b, all_a, scale, pairs, weights, chunk)
+        accuracy = (of_a.float().mean() + of_b.float().mean()) / 2
+        return ContrastiveResult((loss_a + loss_b) / 2, loss_a.detach(), loss_b.detach(), accuracy)
     loss_a, right_a = _softmax_direction(a, all_b, scale, groups, all_groups, same_group, offset)
     loss_b, right_b = _softmax_direction(b, all_a, scale, groups, all_groups, same_group, offset)
     return ContrastiveResult((loss_a + loss_b) / 2, loss_a, loss_b, (right_a + right_b) / 2)
@@ -82,7 +99,7 @@ def _softmax_direction(
     offset: int,
 ) -> tuple[Tensor, Tensor]:
     logits = _logits(queries, keys, scale)  # (n, m)
-    own = torch.arange(len(queries), device=queries.device) + offset  # (n,)
+    own = _own(queries, offset)  # (n,)
     if groups is None or all_groups is None:
         return F.cross_entropy(logits, own), (logits.argmax(1) == own).float().mean()
     positive = groups[:, None] == all_groups[None, :]  # (n, m)
@@ -108,6 +125,7 @@ def sigmoid_contrastive(
     all_b: Tensor | None = None,
     all_groups: Tensor | None = None,
     offset: int = 0,
+    chunk: int | None = None,
 ) -> ContrastiveResult:
     """Pairwise sigmoid loss (SigLIP, arXiv 2303.15343): each pair is matched or not, on its own.
 
@@ -124,11 +142,16 @@ def sigmoid_contrastive(
         all_b: (m, d), the rows of every process, in rank order; None is `b`.
         all_groups: long (m,), likewise.
         offset: place of the local rows in them.
+        chunk: rows at a time; None is all of them.
     """
     all_b = b if all_b is None else all_b
     all_groups = groups if all_groups is None else all_groups
+    own = _own(a, offset)
+    if chunk is not None and chunk < len(a):
+        pairs = Pairs(own, groups, all_groups, same_group)
+        loss, of_a = sigmoid_rows(a, all_b, scale, bias, pairs, chunk)
+        return ContrastiveResult(loss, loss.detach(), loss.detach(), of_a.float().mean())
     logits = _logits(a, all_b, scale) + bias  # (n, m)
-    own = torch.arange(len(a), device=a.device) + offset
     positive = torch.zeros_like(logits, dtype=torch.bool).scatter(1, own[:, None], True)
     weight = torch.ones_like(logits)
     if groups is not None and all_groups is not None and same_group != "ignore":
@@ -151,6 +174,7 @@ def grouped_contrastive(
     all_a: Tensor | None = None,
     all_groups: Tensor | None = None,
     offset: int = 0,
+    chunk: int | None = None,
 ) -> ContrastiveResult:
     """Supervised contrastive loss (arXiv 2004.11362, L_out): the other rows of a row's group are its positives.
 
@@ -164,10 +188,21 @@ def grouped_contrastive(
         all_a: (m, d), the rows of every process, in rank order; None is `a`.
         all_groups: long (m,), likewise.
         offset: place of the local rows in them.
+        chunk: rows at a time; None is all of them.
     """
     all_a = a if all_a is None else all_a
     all_groups = groups if all_groups is None else all_groups
-    own = torch.arange(len(a), device=a.device) + offset
+    own = _own(a, offset)
+    # Rows with positives, as an average over processes: they may lie unevenly, and the mean of means is another number.
+    ordered = all_groups.sort().values
+    twin = ordered[1:] == ordered[:-1]  # (m - 1,): a row and its neighbour share a group
+    active = (F.pad(twin, (1, 0)) | F.pad(twin, (0, 1))).sum().clamp(min=1) * (len(a) / len(all_a))
+    if chunk is not None and chunk < len(a):
+        # the sorted groups tell the size of each: the rows that have another member
+        size = torch.searchsorted(ordered, groups, right=True) - torch.searchsorted(ordered, groups)
+        pairs = Pairs(own, groups, all_groups, without_own=True)
+        loss, right = softmax_rows(a, all_a, scale, pairs, (size > 1).to(a.dtype) / active, chunk)
+        return ContrastiveResult(loss, loss.detach(), loss.detach(), (right.sum() / active).detach())
     itself = torch.zeros(len(a), len(all_a), dtype=torch.bool, device=a.device).scatter(1, own[:, None], True)
     logits = _logits(a, all_a, scale)
     logits = logits.masked_fill(itself, torch.finfo(logits.dtype).min)  # (n, m)
@@ -175,13 +210,14 @@ def grouped_contrastive(
     count = positive.sum(1)  # (n,)
     log_probability = logits.log_softmax(1).masked_fill(~positive, 0.0)
     rows = -log_probability.sum(1) / count.clamp(min=1)  # zero where a row has no positives
-    # Rows with positives, as an average over processes: they may lie unevenly, and the mean of means is another number.
-    ordered = all_groups.sort().values
-    twin = ordered[1:] == ordered[:-1]  # (m - 1,): a row and its neighbour share a group
-    active = (F.pad(twin, (1, 0)) | F.pad(twin, (0, 1))).sum().clamp(min=1) * (len(a) / len(all_a))
     loss = rows.sum() / active
     best = positive.gather(1, logits.argmax(1, keepdim=True)).squeeze(1)
     return ContrastiveResult(loss, loss, loss, (best.sum() / active).detach())
+
+
+def _own(rows: Tensor, offset: int) -> Tensor:
+    """Where the partners of the local rows stand among those of all processes: long (n,)."""
+    return torch.arange(len(rows), device=rows.device) + offset
 
 
 def _logits(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:

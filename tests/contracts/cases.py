@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from cells import GENES, adata
+from midi_pieces import piece
 from PIL import Image
 from shapes import PointsEncoder
 from torch import Tensor
@@ -17,6 +18,8 @@ from torch import Tensor
 from mmpt.encoder import Encoder, Inputs
 from mmpt.encoders.cell import CellEncoder, GeneVocabulary
 from mmpt.encoders.image import ImageEncoder
+from mmpt.encoders.midi import MidiEncoder
+from mmpt.encoders.midi_tokens import CompoundWords, MidiTokenizer, Octuple
 from mmpt.heads import (
     CaptioningHead,
     ContrastiveHead,
@@ -105,6 +108,16 @@ def _other_genes(inputs: Inputs, units: Tensor) -> Inputs:
     return {**inputs, "ids": torch.where(units, 2 + (inputs["ids"] + 5) % len(GENES), inputs["ids"])}
 
 
+def _midi(tokenizer: MidiTokenizer) -> Callable[[], Encoder]:
+    return lambda: MidiEncoder(tokenizer, 32, 2, 4, field_width=8, max_length=64, norm="pre")
+
+
+def _other_notes(inputs: Inputs, units: Tensor) -> Inputs:
+    words = inputs["words"].clone()
+    words[..., 1:] = torch.where(units.unsqueeze(-1), (words[..., 1:] + 3) % 16, words[..., 1:])
+    return {**inputs, "words": words}
+
+
 ENCODERS = [
     EncoderCase("text", lambda: TextEncoder(text_transformer()), lambda: TEXTS, 7, _other_ids, Exact(0.4, 0.8, 0.1)),
     EncoderCase(
@@ -138,6 +151,22 @@ ENCODERS = [
         lambda: [adata(4)[row] for row in range(4)],
         adata(2),
         _other_genes,
+        Exact(0.4, 0.8, 0.1),
+    ),
+    EncoderCase(
+        "midi-compound-words",
+        _midi(CompoundWords()),
+        lambda: [piece(5 + 6 * number, number) for number in range(4)],
+        b"MThd and no more",
+        _other_notes,
+        Exact(0.4, 0.8, 0.1),
+    ),
+    EncoderCase(
+        "midi-octuple",
+        _midi(Octuple()),
+        lambda: [piece(5 + 6 * number, number) for number in range(4)],
+        "absent.mid",
+        _other_notes,
         Exact(0.4, 0.8, 0.1),
     ),
     EncoderCase(

