@@ -19,6 +19,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -332,17 +333,17 @@ def main() -> None:
     began = time.monotonic()
     rows = read(options.output)
     runs = plan(options)
-    for seed in options.seeds:
-        for name, run in runs.items():
-            done = any(row["run"] == name and row["seed"] == seed for row in rows)
-            if done or time.monotonic() - began > 60 * options.minutes:
-                continue
-            start = time.perf_counter()
-            metrics = run(seed, 2 if options.smoke else -1)
-            row = {"run": name, "seed": seed, "seconds": time.perf_counter() - start, "metrics": metrics}
-            with options.output.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-            print(f"{name}, seed {seed}: {row['seconds']:.0f} s", flush=True)
+    # the recipe itself over all seeds first, then everything else seed by seed
+    for seed, name in sorted(product(options.seeds, runs), key=lambda pair: (pair[1] != "main", pair[0])):
+        done = any(row["run"] == name and row["seed"] == seed for row in rows)
+        if done or time.monotonic() - began > 60 * options.minutes:
+            continue
+        start = time.perf_counter()
+        metrics = runs[name](seed, 2 if options.smoke else -1)
+        row = {"run": name, "seed": seed, "seconds": time.perf_counter() - start, "metrics": metrics}
+        with options.output.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        print(f"{name}, seed {seed}: {row['seconds']:.0f} s", flush=True)
     print_table(read(options.output))
 
 
