@@ -2,9 +2,9 @@
 
     python benchmarks/cell_tokenizer.py [--cells 10000] [--rounds 5]
 
-`loop` reads a row, ranks its genes with numpy and goes on, as Geneformer's released tokenizer does within a chunk; `python`
-sorts (value, token) pairs of a cell in Python. All three give the same tokens, which is checked. They take turns, and the
-median of each round's ratio is printed.
+`loop` reads a row, ranks its genes with numpy and goes on, as Geneformer's released tokenizer does within a chunk;
+`python` sorts (value, token) pairs of a cell in Python. All three give the same tokens, which is checked. They take
+turns, and the median of each round's ratio is printed.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ def main() -> None:
         ratio = statistics.median(looped / ours for ours, looped, _ in results)
         slower = statistics.median(plain / ours for ours, _, plain in results)
         print(
-            f"{genes:6} genes, {int(np.diff(rows.indptr).mean()):5} expressed: mmpt {best[0]:.3f} s, loop {best[1]:.2f} s "
-            f"({ratio:.1f}x), python {best[2]:.2f} s ({slower:.1f}x)"
+            f"{genes:6} genes, {int(np.diff(rows.indptr).mean()):5} expressed: mmpt {best[0]:.3f} s, "
+            f"loop {best[1]:.2f} s ({ratio:.1f}x), python {best[2]:.2f} s ({slower:.1f}x)"
         )
 
 

@@ -28,19 +28,20 @@ NAMED, AMONG = 12, 40
 class Cells(Source):
     """Single cells and sentences about them.
 
-    `path` is an h5ad file, or a folder of them; None is scanpy's bundled `pbmc68k_reduced`: 700 blood cells of ten types.
-    Genes may be named by symbols or Ensembl ids. The text of a cell is composed of what is known of it: its type with the
-    type's definition, and tissue, development stage, disease, sex, ethnicity, assay and suspension where obs has such
-    columns. Cells with the same text share the label `group`; the label `class` is the type.
+    `path` is an h5ad file, or a folder of them; None is scanpy's bundled `pbmc68k_reduced`: 700 blood cells of ten
+    types. Genes may be named by symbols or Ensembl ids. The text of a cell is composed of what is known of it: its
+    type with the type's definition, and tissue, development stage, disease, sex, ethnicity, assay and suspension
+    where obs has such columns. Cells with the same text share the label `group`; the label `class` is the type.
 
-    Splits: a column `split` decides if there is one. Otherwise whole donors are divided where a donor column exists, else
-    single cells, stratified by type; a hash of the name decides, so added cells don't move others.
+    Splits: a column `split` decides if there is one. Otherwise whole donors are divided where a donor column exists,
+    else single cells, stratified by type; a hash of the name decides, so added cells don't move others.
 
     Args:
         path: see above.
-        text: `"type"`: the description. `"genes"`: a sentence that names genes which the cell expresses much relative to
-            other cells, drawn anew each time; each cell is then its own group, and there is a training split only. Such
-            sentences need no labels, and teach the text side what genes are, so that it can read of a type it never saw.
+        text: `"type"`: the description. `"genes"`: a sentence that names genes which the cell expresses much relative
+            to other cells, drawn anew each time; each cell is then its own group, and there is a training split only.
+            Such sentences need no labels, and teach the text side what genes are, so that it can read of a type it
+            never saw.
         layer: which matrix; by default raw counts where they conventionally lie, see
             `mmpt.encoders.cell_expression.expression_of`.
         type_column: column of obs with the type; by default `cell_type`, `bulk_labels` or similar.

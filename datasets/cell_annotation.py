@@ -70,7 +70,8 @@ def annotate(
         adata: cells by genes.
         labels: names of the candidate types, or whole descriptions.
         definitions: names that it knows are replaced by their descriptions; by default mmpt's blood cells.
-        head: the matching head of the second stage (`mmpt.checkpoint.load_heads`); without it, similarity alone decides.
+        head: the matching head of the second stage (`mmpt.checkpoint.load_heads`); without it, similarity alone
+            decides.
         share: of the similarity in the score, with a head.
         temperature: of the softmax over similarities.
         layer: which matrix.

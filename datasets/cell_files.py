@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -47,8 +48,8 @@ def default_file() -> Path:
     path = Path(next(iter(places or ("",)))) / "datasets" / DEFAULT_FILE
     if not places or not path.is_file():
         raise DataError(
-            f'the default cells ({DEFAULT_FILE}) come with scanpy 1.11; run: pip install "mmpt[cell]", or give your own '
-            "h5ad with --data.path"
+            f'the default cells ({DEFAULT_FILE}) come with scanpy 1.11; run: pip install "mmpt[cell]", or give '
+            "your own h5ad with --data.path"
         )
     return path
 
@@ -75,15 +76,18 @@ def read_cells(path: Path, layer: str | None = None, backed: bool = False) -> li
 def _read(path: Path, layer: str | None, backed: bool) -> CellFile:
     if path.suffix != ".h5ad":
         raise DataError(
-            f"{path}: expected an .h5ad file. mmpt.datasets.cell_files.npz_to_h5ad converts matrices in .npz, scanpy.read "
-            "most others"
+            f"{path}: expected an .h5ad file. mmpt.datasets.cell_files.npz_to_h5ad converts matrices in .npz, "
+            "scanpy.read most others"
         )
     try:
         if backed:
             expression = stored_expression(path, layer)
             with h5py.File(path, "r") as file:
                 return CellFile(expression, anndata.io.read_elem(file["obs"]), path.name)
-        adata = anndata.read_h5ad(path)
+        with warnings.catch_warnings():  # remarks on files of old releases, which a reader can't change
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", anndata.OldFormatWarning)
+            adata = anndata.read_h5ad(path)
     except DataError:
         raise
     except Exception as error:  # h5py and anndata raise many kinds for damaged files

@@ -83,7 +83,7 @@ class Definitions:
 
 
 def type_text(kind: CellType, random_part: random.Random | None = None) -> str:
-    """`cell type: name. definition marker genes: A, B.`
+    """The text of a type: `cell type: name. definition genes: A, B.`.
 
     Args:
         kind: the type.

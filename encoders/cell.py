@@ -36,15 +36,15 @@ class CellEncoder(Encoder):
         feedforward: hidden size of the feed-forward blocks; 4 * `width` by default.
         max_length: most tokens of a cell, `<cls>` included.
         norm: "pre", or "post" (BERT, Geneformer).
-        final_norm: layer norm after the last layer; by default with pre-norm only. Without it the mean over the tokens can
-            weigh genes: a layer norm gives all the same length.
+        final_norm: layer norm after the last layer; by default with pre-norm only. Without it the mean over the
+            tokens can weigh genes: a layer norm gives all the same length.
         activation: of the feed-forward blocks and before the prediction.
         dropout: of the input and of every part's output; two passes with it are the two views of a cell.
         gene_dropout: see `CellProcessor`.
         vocabulary_size: number of gene vectors; by default the vocabulary's tokens.
-        named_genes: gene vectors start from the genes' names, see `mmpt.naming`. With `named_words` of a text transformer
-            of the same width, a gene and the word for it start as one vector, so that what training finds out about some
-            genes holds for those it never meets in a text.
+        named_genes: gene vectors start from the genes' names, see `mmpt.naming`. With `named_words` of a text
+            transformer of the same width, a gene and the word for it start as one vector, so that what training finds
+            out about some genes holds for those it never meets in a text.
         packing: see `mmpt.transformer.Transformer`; pays off where cells differ much in their number of genes.
         checkpointing: see there.
 

@@ -191,9 +191,9 @@ def _candidates(layer: str | None, layers: Sequence[str], raw: bool, origin: str
 
 def _scaled(origin: str, refused: Sequence[str], looked_at: Sequence[str]) -> DataError:
     return DataError(
-        f"{origin}: {', '.join(refused) or 'no matrix'} of {', '.join(looked_at)} holds negative values, so it is scaled "
-        "(z-scored, scanpy.pp.scale) and the order of the genes within a cell is lost. Either (1) name the raw counts or "
-        "the log-normalised values with `layer`, or (2) keep them before scaling: adata.raw = adata, or "
+        f"{origin}: {', '.join(refused) or 'no matrix'} of {', '.join(looked_at)} holds negative values, so it is "
+        "scaled (z-scored, scanpy.pp.scale) and the order of the genes within a cell is lost. Either (1) name the raw "
+        "counts or the log-normalised values with `layer`, or (2) keep them before scaling: adata.raw = adata, or "
         "adata.layers['counts'] = adata.X.copy()"
     )
 

@@ -44,8 +44,8 @@ def rank_tokens(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The genes of each cell, the highest expression relative to its median first.
 
-    The total of a cell scales all its values alike, so it plays no role here. Genes whose values agree in 32 bits of their
-    mantissa are tied and stand in the order of their tokens; the released code leaves the order of ties open.
+    The total of a cell scales all its values alike, so it plays no role here. Genes whose values agree in 32 bits of
+    their mantissa are tied and stand in the order of their tokens; the released code leaves the order of ties open.
 
     Args:
         rows: CSR (cells, genes), not negative, in linear space.
@@ -69,7 +69,7 @@ def rank_tokens(
         index = rows.indices[begin:end]
         values = rows.data[begin:end] / median[index]
         # One integer holds value and token, so that a plain sort of integers, which is fast, does it all: the bits of a
-        # positive double are ordered as the double, and inverted they are ordered the other way. A value of 0 comes last.
+        # positive double are ordered as the double, and inverted they are ordered the other way. Zeros come last.
         keys = ~(values.view(np.uint64) >> BITS) << BITS
         keys |= token[index]
         inside = np.arange(part.max(initial=0)) < part[:, None]  # (cells, widest)
@@ -179,7 +179,7 @@ class CellProcessor(Processor):
 def _by_matrix(
     samples: anndata.AnnData | Sequence[Any],
 ) -> tuple[list[tuple[Expression, NDArray[np.int64] | None, NDArray[np.int64]]], NDArray[np.int64] | None]:
-    """Samples by the matrix they lie in: (matrix, its rows or None for all, places in the batch); and how to undo it."""
+    """Samples by matrix: (matrix, its rows or None for all, places in the batch); and how to undo the order."""
     if isinstance(samples, anndata.AnnData):
         expression = expression_of(samples)
         return [(expression, None, np.arange(len(expression)))], None

@@ -149,8 +149,8 @@ def in_linear_space(rows: sparse.csr_matrix, expression: Expression) -> sparse.c
 def medians_of(source: Source) -> tuple[list[str], NDArray[np.float64]]:
     """Genes that the training split of a dataset expresses, in alphabetical order, and their non-zero medians.
 
-    The median is over the cells that express the gene, of count / total of the cell * 10,000, where the total is over all
-    genes of the matrix.
+    The median is over the cells that express the gene, of count / total of the cell * 10,000, where the total is over
+    all genes of the matrix.
 
     Raises:
         DataError: samples without a cell, or no expression at all.

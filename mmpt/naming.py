@@ -17,8 +17,8 @@ NAMED_STD = 0.1
 def named_vectors(names: Sequence[str], width: int) -> Tensor:
     """A fixed random vector for each name: normal with standard deviation `NAMED_STD`.
 
-    Case plays no role. A name of several parts (`HLA-DRA`) is the sum of its parts' vectors, scaled to the same length: so
-    it meets the sum over its word pieces, which a tokenizer divides at punctuation.
+    Case plays no role. A name of several parts (`HLA-DRA`) is the sum of its parts' vectors, scaled to the same
+    length: so it meets the sum over its word pieces, which a tokenizer divides at punctuation.
 
     Args:
         names: in any order; equal names give equal vectors, in every process and on every machine.

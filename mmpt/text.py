@@ -159,8 +159,8 @@ class TextTransformer(TextBackbone):
         lm_head: "tied": product with the word vectors; "transform": dense, activation, norm before it and a bias after
             it (BERT). Needed where `input_width` differs from `width`.
         vocabulary_size: number of word vectors; by default the tokenizer's.
-        named_words: word vectors start from the words' names, see `mmpt.naming`: words that name a unit of another modality
-            (genes) start as that unit's vector does.
+        named_words: word vectors start from the words' names, see `mmpt.naming`: words that name a unit of another
+            modality (genes) start as that unit's vector does.
         packing: see `mmpt.transformer.Transformer`.
         checkpointing: see there.
 

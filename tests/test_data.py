@@ -443,8 +443,14 @@ class TestModule:
         assert data.sources["a"].path == "mine"
         data = MultimodalData({"a": PointsSource(), "b": PointsSource()}, path={"b": "mine"})
         assert (data.sources["a"].path, data.sources["b"].path) == (None, "mine")
-        with pytest.raises(ConfigError, match="several sources"):
-            MultimodalData({"a": PointsSource(), "b": PointsSource()}, path="mine")
+        data = MultimodalData({"a": PointsSource(), "b": PointsSource()}, path="mine")
+        assert (data.sources["a"].path, data.sources["b"].path) == ("mine", "mine")
+
+        class OtherFormat(PointsSource):
+            pass
+
+        with pytest.raises(ConfigError, match="several kinds"):
+            MultimodalData({"a": PointsSource(), "b": OtherFormat()}, path="mine")
         with pytest.raises(ConfigError, match="path names"):
             MultimodalData({"a": PointsSource()}, path={"c": "mine"})
 

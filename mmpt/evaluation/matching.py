@@ -40,7 +40,7 @@ def match_probabilities(
             columns = []
             for number in range(len(texts)):
                 one = {key: value[number : number + 1].expand(len(context.mask), -1) for key, value in text.items()}
-                columns.append(head.classifier(model.fuse_tokens(one, [context]).first()).float().softmax(1)[:, 1])
+                columns.append(head.score(model, model.fuse_tokens(one, [context])).float().softmax(1)[:, 1])
             rows.append(torch.stack(columns, 1))
     return torch.cat(rows) if rows else torch.zeros(0, len(texts))
 

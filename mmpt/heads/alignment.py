@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mmpt.features import Features
 from mmpt.heads.head import Head, HeadOutput
 from mmpt.model import TEXT, MultimodalModel
+from mmpt.tokens import Tokens
 
 
 class MatchingHead(Head):
@@ -37,7 +38,11 @@ class MatchingHead(Head):
 
     def logits(self, features: Features, text_rows: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
         """(n, 2): not matching, matching; the softmax's second entry is the probability of a match."""
-        return self.classifier(features.fused(self.modalities[0], text_rows=text_rows, rows=rows).first())
+        return self.score(features.model, features.fused(self.modalities[0], text_rows=text_rows, rows=rows))
+
+    def score(self, model: MultimodalModel, fused: Tokens) -> Tensor:
+        """(n, 2) logits of fused texts, which are pooled as the model pools texts."""
+        return self.classifier(model.modality(TEXT).pool(fused))
 
     def forward(self, features: Features) -> HeadOutput:
         """See `Head`."""

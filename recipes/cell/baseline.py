@@ -37,7 +37,7 @@ def log_expression(cells: Sequence[Cell], genes: Sequence[str] | None = None) ->
 
 
 def ranks(values: Array) -> Array:
-    """Within each cell, the rank of each gene among all as a share, ties in the middle, and 0 where it is not expressed."""
+    """Rank of each gene within its cell, as a share, ties in the middle; 0 where it is not expressed."""
     return np.where(values > 0, rankdata(values, axis=1) / values.shape[1], 0.0)
 
 

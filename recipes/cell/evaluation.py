@@ -93,7 +93,7 @@ def standardised(values: Tensor) -> Tensor:
 def typing_metrics(
     model: MultimodalModel, head: MatchingHead | None, source: Cells, share: float, test: Typed, prefix: str
 ) -> dict[str, float]:
-    """Zero-shot typing among all types of a source, beside the markers of the same descriptions and the commonest type."""
+    """Zero-shot typing among all types of a source, beside markers of the same descriptions and the majority."""
     names = list(source.label_names("class"))
     texts = [source.definitions.describe(name) for name in names]
     found = zero_shot(model, head, test.cells, texts)
@@ -140,35 +140,47 @@ def embedding(model: MultimodalModel, cells: Sequence[Any]) -> NDArray[np.float6
 
 
 def few_shot_metrics(
-    models: dict[str, MultimodalModel], train: Typed, test: Typed, shots: Sequence[int], prefix: str, draws: int = 10
+    models: dict[str, MultimodalModel], source: Cells, shots: Sequence[int], prefix: str, draws: int = 10
 ) -> dict[str, float]:
     """n-shot logistic regression on embeddings of each model, on log expression and on ranks, over the same draws.
 
+    With suffix `_described`, the description of each type is one more example of it, as texts lie in the same space.
+
     Args:
         models: suffix -> model; "" is the one that is reported.
-        train: shots are drawn from these, up to n of each type.
-        test: all are typed.
+        source: shots come from its training split, up to n cells of each type; its test split is typed.
         shots: numbers of cells of each type.
         prefix: of the metrics.
         draws: random draws, from the seeds 0, 1, ...
     """
+    train, test = typed(source, "train"), typed(source, "test")
+    names = source.label_names("class")
     log = log_expression(train.cells), log_expression(test.cells)
     spaces = {suffix: (embedding(m, train.cells), embedding(m, test.cells)) for suffix, m in models.items()}
     spaces |= {"_log_expression": log, "_ranks": (ranks(log[0]), ranks(log[1]))}
+    texts = models[""].embed(TEXT, [source.definitions.describe(name) for name in names]).numpy().astype(np.float64)
+    texts *= texts.shape[1] ** 0.5
     metrics: dict[str, float] = {}
     for count in shots:
         results: dict[str, list[float]] = {}
+
+        def add(suffix: str, predicted: Labels, results: dict[str, list[float]] = results, count: int = count) -> None:
+            for name, value in scores(test.labels, predicted, f"{prefix}/{count}_shot", suffix).items():
+                results.setdefault(name, []).append(value)
+
         for draw in range(draws):
             rows = drawn(train.labels, count, draw)
             for suffix, (inside, outside) in spaces.items():
-                predicted = logistic_regression(inside[rows], train.labels[rows], outside)
-                for name, value in scores(test.labels, predicted, f"{prefix}/{count}_shot", suffix).items():
-                    results.setdefault(name, []).append(value)
+                add(suffix, logistic_regression(inside[rows], train.labels[rows], outside))
+            known = np.unique(train.labels)
+            examples = np.concatenate([spaces[""][0][rows], texts[known]])
+            labels = np.concatenate([train.labels[rows], known])
+            add("_described", logistic_regression(examples, labels, spaces[""][1]))
         metrics |= {name: float(np.mean(values)) for name, values in results.items()}
         metrics |= {
             name.replace("/accuracy", "/spread"): float(np.std(values))
             for name, values in results.items()
-            if name.endswith("/accuracy")
+            if "/accuracy" in name
         }
     return metrics
 

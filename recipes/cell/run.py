@@ -1,10 +1,11 @@
 """The cell recipe: pretrain on cells and descriptions in two stages, type cells by text, with few labels and with many.
 
-    python recipes/cell/run.py [--smoke | --demo] [--output RUN] [--seed N] [--data.path mine.h5ad] [...options of mmpt fit]
+    python recipes/cell/run.py [--smoke | --demo] [--output RUN] [--seed N] [--data.path mine.h5ad] [...options of
+    mmpt fit]
 
-Three models are trained: the main one in both stages (RUN/stage1, RUN), one that sees no type at all (RUN/unlabelled), for
-few-shot typing, and one that does not see some types (RUN/left_out). With --data.path the last is left out.
-study.py repeats all this over seeds, and measures transfer between two studies and what each loss adds.
+Three models are trained: the main one in both stages (RUN/stage1, RUN), one that sees no type at all
+(RUN/unlabelled), for few-shot typing, and one that does not see some types (RUN/left_out). With --data.path the last
+is left out. study.py repeats all this over seeds, and measures transfer between two studies and what each loss adds.
 """
 
 from __future__ import annotations
@@ -152,13 +153,11 @@ def fine_tuning(options: RecipeOptions) -> dict[str, float]:
     path = ["--data.path", str(options.data_path)] if options.data_path else []
     steps = ["--trainer.max_steps", "2"] if options.smoke else []
     for suffix, scratch in (("", False), ("_scratch", True)):
-        finished = train(
-            ["fit", "--config", str(HERE / "finetune.yaml"), "--output", str(options.output / f"finetuned{suffix}")]
-            + ["--seed_everything", str(options.seed), "--data.seed", str(options.seed)]
-            + ["--model.pretrained", str(options.output / "model"), "--model.from_scratch", json.dumps(scratch)]
-            + steps
-            + path
-        )
+        seeds = ["--seed_everything", str(options.seed), "--data.seed", str(options.seed)]
+        start_from = ["--model.pretrained", str(options.output / "model"), "--model.from_scratch", json.dumps(scratch)]
+        folder = str(options.output / f"finetuned{suffix}")
+        config = str(HERE / "finetune.yaml")
+        finished = train(["fit", "--config", config, "--output", folder, *seeds, *start_from, *steps, *path])
         tested = finished.trainer.test(finished.model, finished.datamodule, verbose=False)[0]
         metrics[f"all_labels/accuracy{suffix}"] = tested["test/classification/accuracy"]
         metrics[f"all_labels/macro_f1{suffix}"] = tested["test/classification/macro_f1"]
@@ -174,7 +173,7 @@ def few_labels(options: RecipeOptions) -> dict[str, float]:
     source = cells_of(finished.datamodule)
     models = {"": model, "_untrained": rebuilt(model).eval()}
     draws = 2 if options.smoke else 10
-    return few_shot_metrics(models, typed(source, "train"), typed(source, "test"), SHOTS, "few_labels", draws)
+    return few_shot_metrics(models, source, SHOTS, "few_labels", draws)
 
 
 def left_out(options: RecipeOptions, types: Sequence[str]) -> dict[str, float]:
@@ -206,9 +205,7 @@ def illustrate(model: MultimodalModel, head: MatchingHead, data: MultimodalData,
         best = found.cosines[number].topk(min(3, len(names)))
         rows.append(
             {
-                "query": {
-                    "text": f"{test.cells[number].expression.cells[test.cells[number].row]}: {names[test.labels[number]]}"
-                },
+                "query": {"text": f"a cell of the type {names[test.labels[number]]}"},
                 "results": [
                     {"text": names[i], "score": float(score), "correct": i == test.labels[number]}
                     for score, i in zip(best.values, best.indices.tolist(), strict=True)

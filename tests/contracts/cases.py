@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from cells import GENES, adata
 from midi_pieces import piece
 from PIL import Image
 from shapes import PointsEncoder
 from torch import Tensor
 
 from mmpt.encoder import Encoder, Inputs
+from mmpt.encoders.cell import CellEncoder, GeneVocabulary
 from mmpt.encoders.image import ImageEncoder
 from mmpt.encoders.midi import MidiEncoder
 from mmpt.encoders.midi_tokens import CompoundWords, MidiTokenizer, Octuple
@@ -93,6 +97,17 @@ def _points() -> list[list[list[float]]]:
     return [torch.randn(3 + 2 * i, 2, generator=generator).tolist() for i in range(4)]
 
 
+def _cell_encoder() -> Encoder:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "genes.tsv"
+        path.write_text("gene\tmedian\n" + "".join(f"{gene}\t1.5\n" for gene in GENES), encoding="utf-8")
+        return CellEncoder(GeneVocabulary(path=str(path)), width=32, depth=1, max_length=64)
+
+
+def _other_genes(inputs: Inputs, units: Tensor) -> Inputs:
+    return {**inputs, "ids": torch.where(units, 2 + (inputs["ids"] + 5) % len(GENES), inputs["ids"])}
+
+
 def _midi(tokenizer: MidiTokenizer) -> Callable[[], Encoder]:
     return lambda: MidiEncoder(tokenizer, 32, 2, 4, field_width=8, max_length=64, norm="pre")
 
@@ -129,6 +144,14 @@ ENCODERS = [
         "absent.png",
         lambda inputs, units: _other_pixels(inputs, units, 32, 0),
         Exact(0.5, 1.0, 0.0),
+    ),
+    EncoderCase(
+        "cell",
+        _cell_encoder,
+        lambda: [adata(4)[row] for row in range(4)],
+        adata(2),
+        _other_genes,
+        Exact(0.4, 0.8, 0.1),
     ),
     EncoderCase(
         "midi-compound-words",
