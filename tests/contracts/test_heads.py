@@ -94,7 +94,7 @@ def test_what_a_head_remembers_of_its_run_is_not_part_of_the_folder(tmp_path):
     model, _ = model_and_batch(CASES[-1])
     Pretraining(model, {"head": Remembering()}).save_pretrained(tmp_path)
     loaded = MultimodalModel.from_pretrained(tmp_path, trust=["shapes"])
-    (again,) = load_heads(tmp_path, loaded, trust=["contracts"]).values()
+    (again,) = load_heads(tmp_path, loaded, trust=["tests"]).values()
     assert again.seen == {}
 
 
