@@ -16,7 +16,6 @@ from mmpt.mask_book import MaskBook
 from mmpt.masking import Exact, Scored, highest
 from mmpt.model import MultimodalModel
 
-
 _REMEMBERED = ("shares", "right", "batches", "epoch", "freezing")
 """What a checkpoint keeps besides the weights and the book."""
 
