@@ -96,8 +96,8 @@ class CompoundWords(MidiTokenizer):
     """The simplified Compound Word encoding of MidiBERT-Piano (arXiv 2107.05223): bar, position, pitch, duration.
 
     Sixteenth notes of 4/4 bars. Velocity, instrument, tempo and metre are not part of it, and all tracks are merged.
-    Drums are left out, as their keys are no pitches. Bars without notes leave no trace, so decoding closes such gaps. Times are rescaled to 480 ticks per quarter first;
-    the released code assumes that the file has them.
+    Drums are left out, as their keys are no pitches. Bars without notes leave no trace, so decoding closes such gaps.
+    Times are rescaled to 480 ticks per quarter first; the released code assumes that the file has them.
 
     Args:
         out_of_range: notes outside the keys 22..107, which the released code stops at, are moved by octaves ("fold") or
