@@ -63,7 +63,7 @@ class Corpus(Configurable):
         ConfigError: an unknown style, or no pieces.
     """
 
-    def __init__(self, pieces_per_style: int = 80, styles: Sequence[str] | None = None) -> None:
+    def __init__(self, pieces_per_style: int = 60, styles: Sequence[str] | None = None) -> None:
         unknown = set(styles or ()) - set(STYLES)
         if unknown or pieces_per_style < 1:
             raise ConfigError(

@@ -74,6 +74,12 @@ class TestProcessor:
         assert max(shifts) == 11
         assert torch.equal(processor([song])["words"], clean)
 
+    def test_drums_alone_are_refused_where_the_encoding_has_none_and_read_where_it_has(self):
+        drums = [(0, 1, 38, 90, DRUMS), (1, 2, 42, 90, DRUMS)]
+        with pytest.raises(SampleError, match="none of its 2 notes"):
+            MidiProcessor(CompoundWords())([drums])
+        assert MidiProcessor(Octuple(), transpose=True)([drums], training=True)["words"].shape == (1, 3, 8)
+
     def test_a_piece_without_a_note_in_the_vocabulary_is_refused(self):
         with pytest.raises(SampleError, match="none of its 1 notes") as error:
             MidiProcessor(CompoundWords("drop"))([WORKED, [(0, 1, 3)]])
