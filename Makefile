@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 THREADS ?= 1
 
-.PHONY: demo test test-slow check recipes-image clean
+.PHONY: demo test test-slow check recipes-image recipes-cell clean
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -28,6 +28,9 @@ test-slow: .venv/ready  ## checks that take minutes
 
 recipes-image: .venv/ready  ## the full image recipe, about 20 minutes on 2 cores
 	$(BIN)/python recipes/image/run.py --output runs/image
+
+recipes-cell: .venv/ready  ## the cell recipe, some minutes
+	$(BIN)/python recipes/cell/run.py --output runs/cell
 
 clean:
 	rm -rf .venv build runs *.egg-info .pytest_cache .ruff_cache .mypy_cache
