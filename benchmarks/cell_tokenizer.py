@@ -20,6 +20,8 @@ from scipy import sparse
 from mmpt.encoders.cell_processor import rank_tokens
 
 LIMIT = 2047
+EXPRESSED = {765: 250, 20_000: 1_000, 30_000: 2_500}
+"""Genes of a study, and about how many of them a cell expresses."""
 
 
 def corpus(cells: int, genes: int, expressed: int) -> sparse.csr_matrix:
@@ -87,10 +89,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cells", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--genes", type=int, nargs="+", default=list(EXPRESSED), choices=list(EXPRESSED))
     options = parser.parse_args()
     print(f"{options.cells} cells; seconds of the fastest round, ratios as medians over {options.rounds} rounds")
-    for genes, expressed in ((765, 250), (20_000, 1_000), (30_000, 2_500)):
-        rows = corpus(options.cells, genes, expressed)
+    for genes in options.genes:
+        rows = corpus(options.cells, genes, EXPRESSED[genes])
         generator = np.random.default_rng(1)
         columns = generator.permutation(genes).astype(np.int64) + 2
         columns[::20] = -1

@@ -208,18 +208,31 @@ def _cell(sample: Any, place: int) -> Cell:
     raise SampleError(f"cell {place} of the batch", f"is {what}", READABLE, place)
 
 
+def usable(cells: Sequence[Cell]) -> NDArray[np.bool_]:
+    """Which cells can be tokenized: (cells,) False for those that `CellProcessor` refuses."""
+    fine = np.ones(len(cells), dtype=bool)
+    for expression in dict.fromkeys(cell.expression for cell in cells):
+        places = np.array([place for place, cell in enumerate(cells) if cell.expression is expression])
+        bad, empty = _problems(expression.rows([cells[place].row for place in places]))
+        fine[places] = ~(bad | empty)
+    return fine
+
+
 def _check_values(rows: sparse.csr_matrix, names: NDArray[np.str_], places: NDArray[np.int64]) -> None:
     """Refuse the first cell with values that are not finite, negative, or all zero."""
-    sound = np.isfinite(rows.data) & (rows.data >= 0)
-    if sound.all() and rows.nnz and (np.diff(rows.indptr) > 0).all() and rows.data.all():
-        return
-    cell_of = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr))
-    bad = np.zeros(rows.shape[0], dtype=bool)
-    bad[cell_of[~sound]] = True
-    empty = np.bincount(cell_of[sound & (rows.data > 0)], minlength=rows.shape[0]) == 0
+    bad, empty = _problems(rows)
     for row in np.flatnonzero(bad | empty):
         problem = "has negative or non-finite expression" if bad[row] else "has no expressed gene"
         raise SampleError(names[row], problem, "counts or log-normalised values of at least one gene", int(places[row]))
+
+
+def _problems(rows: sparse.csr_matrix) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which cells have values that are negative or not finite, and which have none: both (cells,)."""
+    sound = np.isfinite(rows.data) & (rows.data >= 0)
+    cell_of = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr))
+    bad = np.zeros(rows.shape[0], dtype=bool)
+    bad[cell_of[~sound]] = True
+    return bad, np.bincount(cell_of[sound & (rows.data > 0)], minlength=rows.shape[0]) == 0
 
 
 def _without_twins(rows: sparse.csr_matrix, columns: NDArray[np.int64]) -> tuple[sparse.csr_matrix, NDArray[np.int64]]:

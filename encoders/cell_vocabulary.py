@@ -156,9 +156,7 @@ def medians_of(source: Source) -> tuple[list[str], NDArray[np.float64]]:
         DataError: samples without a cell, or no expression at all.
     """
     samples = source.split("train")
-    chosen = (
-        np.unique(np.linspace(0, len(samples) - 1, min(len(samples), MAX_CELLS)).astype(int)) if len(samples) else []
-    )
+    chosen = np.unique(np.linspace(0, max(len(samples) - 1, 0), min(len(samples), MAX_CELLS)).astype(int))
     rows: dict[Expression, list[int]] = defaultdict(list)
     for number in chosen:
         cell = samples[int(number)].modalities.get("cell")

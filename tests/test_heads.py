@@ -139,6 +139,16 @@ class TestContrastive:
 
 
 class TestMatching:
+    def test_fused_texts_are_pooled_as_texts_are(self):
+        for pooling in ("first", "mean"):
+            model = make_model()
+            model.modality("text").pooling = pooling
+            head = bound(MatchingHead("points"), model)
+            features = Features(model, make_batch(model))
+            fused = features.fused("points")
+            pooled = fused.values[:, 0] if pooling == "first" else fused.mean()
+            torch.testing.assert_close(head.score(model, fused), head.classifier(pooled))
+
     def test_hard_negatives_of_the_langcell_example(self):
         similarity = torch.tensor([[20.0, 12.0], [0.0, 16.0]])
         for _ in range(5):

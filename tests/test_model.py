@@ -399,6 +399,17 @@ class TestFolders:
         assert other.projections["points"].weight.any()
 
 
+def test_texts_may_lie_in_the_joint_space_as_they_are():
+    text = text_transformer()
+    model = MultimodalModel(text, embed_dim=text.width, text_projection=False, text_pooling="mean").eval()
+    tokens = model.text(
+        model.text.embed(**{k: v for k, v in model.process("text", ["red"]).items() if k in ("ids", "mask")})
+    )
+    torch.testing.assert_close(model.embed("text", ["red"]), nn.functional.normalize(tokens.mean(), dim=-1))
+    with pytest.raises(ConfigError, match="projection: false"):
+        MultimodalModel(text_transformer(), embed_dim=text.width + 1, text_projection=False)
+
+
 def test_an_encoder_that_ends_in_the_joint_space_needs_no_projection():
     points = Modality(PointsEncoder(), projection=False)
     width = points.encoder.width

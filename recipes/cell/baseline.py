@@ -17,23 +17,32 @@ Array = NDArray[np.float64]
 
 
 def log_expression(cells: Sequence[Cell], genes: Sequence[str] | None = None) -> Array:
-    """log1p of counts per ten thousand (log-normalised data as they are): (cells, genes) of one matrix.
+    """log1p of counts per ten thousand (log-normalised data as they are): (cells, genes).
 
     Args:
-        cells: of one matrix.
-        genes: keep these columns.
+        cells: of one matrix or several.
+        genes: the columns; by default the genes that all matrices have, as `genes_of` gives them.
     """
-    expression = cells[0].expression
-    rows = expression.rows([cell.row for cell in cells])
-    if expression.kind == "log":
-        values = rows.toarray().astype(np.float64)
-    else:
-        linear = in_linear_space(rows, expression).toarray()
-        values = np.log1p(linear / np.maximum(linear.sum(1, keepdims=True), 1e-12) * 1e4)
-    if genes is None:
-        return values
-    place = {name: number for number, name in enumerate(expression.genes["index"].tolist())}
-    return values[:, [place[gene] for gene in genes]]
+    columns = genes_of(cells) if genes is None else genes
+    values = np.zeros((len(cells), len(columns)))
+    for expression in dict.fromkeys(cell.expression for cell in cells):
+        places = [place for place, cell in enumerate(cells) if cell.expression is expression]
+        rows = expression.rows([cells[place].row for place in places])
+        if expression.kind == "log":
+            own = rows.toarray().astype(np.float64)
+        else:
+            linear = in_linear_space(rows, expression).toarray()
+            own = np.log1p(linear / np.maximum(linear.sum(1, keepdims=True), 1e-12) * 1e4)
+        number = {name: column for column, name in enumerate(expression.genes["index"].tolist())}
+        values[places] = own[:, [number[gene] for gene in columns]]
+    return values
+
+
+def genes_of(cells: Sequence[Cell]) -> list[str]:
+    """The genes that the matrices of all cells have, in the first one's order."""
+    names = [expression.genes["index"].tolist() for expression in dict.fromkeys(cell.expression for cell in cells)]
+    shared = set(names[0]).intersection(*names[1:])
+    return [name for name in dict.fromkeys(names[0]) if name in shared]
 
 
 def ranks(values: Array) -> Array:
@@ -53,7 +62,7 @@ def marker_scores(cells: Sequence[Cell], types: Sequence[CellType]) -> Array:
     """
     values = log_expression(cells)
     scores = (values - values.mean(0)) / np.maximum(values.std(0), 1e-6)
-    place = {name: number for number, name in enumerate(cells[0].expression.genes["index"].tolist())}
+    place = {name: number for number, name in enumerate(genes_of(cells))}
     columns = []
     for kind in types:
         known = [place[gene] for gene in kind.markers if gene in place]

@@ -13,6 +13,7 @@ from sklearn.metrics import balanced_accuracy_score, f1_score
 from torch import Tensor
 
 from mmpt.datasets.cell import Cells
+from mmpt.encoders.cell_processor import usable
 from mmpt.evaluation.matching import choose_share, match_probabilities, mixed_scores
 from mmpt.heads.alignment import MatchingHead
 from mmpt.model import TEXT, MultimodalModel
@@ -34,9 +35,11 @@ class Typed(NamedTuple):
 
 
 def typed(source: Cells, split: Split) -> Typed:
-    """The labelled cells of a split."""
+    """The labelled cells of a split that can be used; training lists the others as skipped."""
     examples = source.split(split)
     samples = [examples[index] for index in range(len(examples))]
+    sound = usable([sample.modalities["cell"] for sample in samples])
+    samples = [sample for sample, fine in zip(samples, sound, strict=True) if fine and "class" in sample.labels]
     return Typed(
         [s.modalities["cell"] for s in samples], np.array([s.labels["class"] for s in samples], dtype=np.int64)
     )

@@ -5,10 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import symusic
 import torch
 import yaml
+from cells import adata
 from midi_pieces import piece
 from PIL import Image
 
@@ -135,6 +137,37 @@ def test_midi_recipe_runs_on_own_files_and_leaves_a_report(songs, tmp_path):
     subprocess.run([*infill, *asked], check=True)
     assert len(read_notes(written)) == 63  # as many as the model reads
     assert Image.open(tmp_path / "roll.png").width > 300
+
+
+def test_cell_recipe_runs_on_own_cells_in_both_stages_and_leaves_a_report(tmp_path):
+    data = adata(120)
+    data.X[7] = 0
+    data.X.eliminate_zeros()
+    data.obs_names = ["empty one" if number == 7 else f"cell {number}" for number in range(120)]
+    data.obs["split"] = [
+        "test" if number % 3 == 0 else "train" if number % 5 else "validation" for number in range(120)
+    ]
+    data.write_h5ad(tmp_path / "mine.h5ad")
+    run = tmp_path / "run"
+    command = [sys.executable, str(recipes_folder() / "cell" / "run.py"), "--smoke", "--output", str(run)]
+    own = ["--data.path", str(tmp_path / "mine.h5ad")]
+    result = subprocess.run([*command, *own], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
+    metrics = json.loads((run / "metrics.json").read_text())
+    for name in (
+        "zero_shot/accuracy",
+        "zero_shot/accuracy_markers",
+        "all_labels/accuracy_scratch",
+        "few_labels/5_shot/accuracy",
+    ):
+        assert 0 <= metrics[name] <= 1
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "true type (rows)" in page
+    assert "empty one" in (run / "stage1" / "skipped.jsonl").read_text(encoding="utf-8")
+    vectors = tmp_path / "vectors.npz"
+    embed = [sys.executable, "-m", "mmpt.cli", "embed", "--model", str(run / "model"), "--modality", "cell"]
+    subprocess.run([*embed, "--input", own[1], "--output", str(vectors)], cwd=tmp_path, check=True)
+    assert np.load(vectors)["embeddings"].shape == (119, 128)
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("paper", 86_809_264), ("paper-adversarial", 89_513_728)])
