@@ -136,6 +136,11 @@ def test_the_exact_test_is_two_sided():
 def test_calibration_takes_away_what_an_option_gets_for_any_item():
     scores = np.array([[0.9, 0.5], [0.8, 0.6]])  # the first option always wins
     assert calibrated(scores).argmax(1).tolist() == [0, 1]
+    # items and options that disturb by factors leave nothing to choose by, and what is added to them is seen
+    factors = 1 - np.array([[1.0], [2.0], [3.0]]) * np.array([[0.1, 0.3]])
+    np.testing.assert_allclose(calibrated(factors)[:, 0], calibrated(factors)[:, 1], atol=1e-9)
+    factors[1, 0] += 0.01
+    assert calibrated(factors)[1, 0] > calibrated(factors)[1, 1]
 
 
 def result_of(model: str, scores: np.ndarray, task: Task) -> ProbeResult:

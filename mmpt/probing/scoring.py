@@ -73,16 +73,18 @@ def consensus(result: ProbeResult) -> np.ndarray:
 
 
 def calibrated(scores: np.ndarray) -> np.ndarray:
-    """Scores minus each option's mean over items, for options that are the same for all items.
+    """Scores standardised over items for each option, for options that are the same for all items.
 
     An option whose word changes any sentence little is chosen for every item; this takes away what an option gets
-    whatever the item is (as contextual calibration does, Zhao et al. 2021, arXiv 2102.09690). It needs all items at
-    once, but none of their answers.
+    whatever the item is (as contextual calibration does, Zhao et al. 2021, arXiv 2102.09690). The scale goes too, not
+    only the mean: where items and options disturb by factors (1 - cosine = item * option), options that disturb more
+    also vary more, and would be the extremes in both directions. It needs all items at once, but none of their answers.
 
     Args:
         scores: (items, options), the options in the same order for all items.
     """
-    return scores - scores.mean(0, keepdims=True)
+    spread_o = scores.std(0, keepdims=True)
+    return (scores - scores.mean(0, keepdims=True)) / np.where(spread_o > 0, spread_o, 1.0)
 
 
 def aligned(task: Task, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
