@@ -17,6 +17,9 @@ from mmpt.probing.task import Task
 
 RECALL_AT = 5
 
+RANKED = 1_000_000
+"""Most words that a bootstrap of correlations ranks for a prompt: with tables of many thousands it resamples less."""
+
 
 def macro_accuracy(answers: np.ndarray, predictions: np.ndarray) -> float:
     """Mean over the classes that occur among the answers of the share of its items that are right.
@@ -220,8 +223,13 @@ def _rating_summary(result: ProbeResult, resamples: int, seed: int) -> dict[str,
     for row in prompts:
         row |= {f"{name}_absolute": abs(row[name]) for name in ("pearson", "spearman", "kendall")}
     names = [name for name in prompts[0] if name != "prompt"]
-    pairs = np.column_stack([consensus(result), ratings])
-    interval = bootstrap_interval(pairs, lambda p: spearman(p[:, 0], p[:, 1]), resamples, seed)
+    scores = np.stack(result.scores)
+
+    def mean_spearman(items: np.ndarray) -> float:
+        return float(np.mean([spearman(of_prompt[items], ratings[items]) for of_prompt in scores]))
+
+    fewer = min(resamples, max(100, RANKED // len(ratings)))
+    interval = bootstrap_interval(np.arange(len(ratings)), mean_spearman, fewer, seed)
     return {
         "over_prompts": {name: vars(spread(np.array([row[name] for row in prompts]))) for name in names},
         "consensus": correlations(consensus(result), ratings),
