@@ -111,6 +111,7 @@ def _probe_options(parser: argparse.ArgumentParser) -> None:
     stroop = kinds.add_parser("stroop", help="the option that changes a sentence's embedding least is the answer")
     masked = kinds.add_parser("masked-lm", help="the option that a masked language model expects most is the answer")
     linear = kinds.add_parser("linear", help="what logistic regression reads from the embeddings of the words alone")
+    kinds.add_parser("tasks", help="list the tasks that ship with mmpt").set_defaults(command=_probe_tasks)
     for kind, probe in (("stroop", stroop), ("masked-lm", masked), ("linear", linear)):
         probe.add_argument(
             "--model",
@@ -123,8 +124,8 @@ def _probe_options(parser: argparse.ArgumentParser) -> None:
             "--task",
             action="append",
             required=True,
-            help="shape, color, size, concreteness, ... (`--task list` lists them), or a .csv, .tsv, .jsonl or .yaml "
-            "of your own; may be repeated",
+            help="shape, color, size, concreteness, ... (`mmpt probe tasks` lists them), or a .csv, .tsv, .jsonl "
+            "or .yaml of your own; may be repeated",
         )
         probe.add_argument("--limit", type=int, help="at most so many items of each task, drawn with --seed")
         probe.add_argument("--seed", type=int, default=0, help="of --limit, the bootstrap and the folds")
@@ -205,6 +206,14 @@ def _probe(options: argparse.Namespace) -> None:
     from mmpt.probing.command import probe
 
     probe(options)
+
+
+def _probe_tasks(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from mmpt.probing.tables import print_tasks
+
+    print_tasks(Console())
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """Tasks, scores and tests of probes: numbers worked out by hand."""
 
 import csv
+import os
 
 import numpy as np
 import pytest
@@ -136,6 +137,11 @@ def test_the_exact_test_is_two_sided():
 def test_calibration_takes_away_what_an_option_gets_for_any_item():
     scores = np.array([[0.9, 0.5], [0.8, 0.6]])  # the first option always wins
     assert calibrated(scores).argmax(1).tolist() == [0, 1]
+    # items and options that disturb by factors leave nothing to choose by, and what is added to them is seen
+    factors = 1 - np.array([[1.0], [2.0], [3.0]]) * np.array([[0.1, 0.3]])
+    np.testing.assert_allclose(calibrated(factors)[:, 0], calibrated(factors)[:, 1], atol=1e-9)
+    factors[1, 0] += 0.01
+    assert calibrated(factors)[1, 0] > calibrated(factors)[1, 1]
 
 
 def result_of(model: str, scores: np.ndarray, task: Task) -> ProbeResult:
@@ -317,9 +323,23 @@ def test_a_file_without_prompts_says_what_to_do(tmp_path):
         load_task("colour")
 
 
-def test_word_piece_text_becomes_a_sentence():
+def test_word_piece_text_becomes_a_sentence(tmp_path):
     text = "[CLS] is a [MASK] or beet ##le more dangerous ? [SEP]"
-    assert from_word_pieces(text) == "is a MASK or beetle more dangerous ?"
+    path = save(tmp_path / "c.csv", ["sentence", "gt", "options"], [[text, "ant", "['ant', 'bee']"]])
+    assert load_task(path).items[0].sentence == "is a MASK or beetle more dangerous ?"
+    assert from_word_pieces("He MASK it  ##twice. ") == "He MASK it  ##twice. "
+
+
+@pytest.mark.skipif("MMPT_SHAPEIT" not in os.environ, reason="needs MMPT_SHAPEIT=folder of the published items")
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("shapes", "circle rectangle triangle"), ("shapes_adj", "circular rectangular triangular")],
+)
+def test_the_published_shapes_have_109_items(name, options):
+    task = load_task(os.path.join(os.environ["MMPT_SHAPEIT"], f"{name}.json"))
+    answers = [item.options[item.answer] for item in task.items]
+    assert (len(task.items), len(task.prompts)) == (109, 10)
+    assert [answers.count(option) for option in options.split()] == [47, 37, 25]
 
 
 # The items that ship with mmpt

@@ -121,7 +121,7 @@ def test_mistakes_are_explained(arguments, hint, folders, capsys):
 
 
 def test_tasks_are_listed(capsys):
-    assert mmpt("probe", "stroop", "--model", "none", "--task", "list") == 0
+    assert mmpt("probe", "tasks") == 0
     printed = capsys.readouterr().out
     assert "shape_adjectives" in printed
     assert "sentiment" in printed

@@ -127,7 +127,7 @@ class StroopCallback(Callback):
             axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
             axes.axhline(rows[0]["chance"], color=colour, linestyle="--", linewidth=0.8)
         axes.set_xlabel("step")
-        axes.set_ylabel("mean over prompts; band: 95 % over items")
+        axes.set_ylabel("mean over prompts")
         axes.spines[["top", "right"]].set_visible(False)
         figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=8)
         return figure

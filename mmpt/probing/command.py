@@ -23,7 +23,7 @@ from mmpt.probing.masked_lm import MaskedLmProbe
 from mmpt.probing.plots import write_plots
 from mmpt.probing.scoring import summary
 from mmpt.probing.stroop import PRESETS, ProbeResult, StroopProbe, StroopSettings, count
-from mmpt.probing.tables import print_comparisons, print_linear, print_prompts, print_summaries, print_tasks
+from mmpt.probing.tables import print_comparisons, print_linear, print_prompts, print_summaries
 from mmpt.probing.task import Task, load_task
 
 GRID_NEUTRAL = ("", "thing")
@@ -33,9 +33,6 @@ GRID_NEUTRAL = ("", "thing")
 def probe(options: argparse.Namespace) -> None:
     """`mmpt probe stroop|masked-lm|linear`."""
     console = Console()
-    if "list" in options.task:
-        print_tasks(console)
-        return
     tasks = [_task(source, options) for source in options.task]
     if options.output is not None and options.output.suffix != ".json":
         raise ConfigError(f"--output {options.output}: expected a name that ends in .json")

@@ -98,7 +98,7 @@ def _title(about: Mapping[str, Any]) -> str:
 
 
 def heat_map(result: ProbeResult) -> Figure:
-    """Scores of items by options, averaged over prompts, minus the mean of the option and of the item.
+    """Scores of items by options, averaged over prompts, standardised for each option, minus the mean of the item.
 
     Items are sorted by their answer; a circle marks the answer, a dot the option that is given (without calibration).
     """
@@ -120,5 +120,5 @@ def heat_map(result: ProbeResult) -> Figure:
     names = [task.items[number].name[:40] for number in order]
     axes.set_yticks(range(len(order)), names, fontsize=7, parse_math=False)
     axes.set_title(f"{result.model}: {task.name}", fontsize=9, parse_math=False)
-    figure.colorbar(image, ax=axes, label="score minus the means of option and item", shrink=0.6)
+    figure.colorbar(image, ax=axes, label="standardised score minus the mean of the item", shrink=0.6)
     return figure

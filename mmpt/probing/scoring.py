@@ -17,6 +17,9 @@ from mmpt.probing.task import Task
 
 RECALL_AT = 5
 
+RANKED = 1_000_000
+"""Most words that a bootstrap of correlations ranks for a prompt: with tables of many thousands it resamples less."""
+
 
 def macro_accuracy(answers: np.ndarray, predictions: np.ndarray) -> float:
     """Mean over the classes that occur among the answers of the share of its items that are right.
@@ -73,16 +76,18 @@ def consensus(result: ProbeResult) -> np.ndarray:
 
 
 def calibrated(scores: np.ndarray) -> np.ndarray:
-    """Scores minus each option's mean over items, for options that are the same for all items.
+    """Scores standardised over items for each option, for options that are the same for all items.
 
     An option whose word changes any sentence little is chosen for every item; this takes away what an option gets
-    whatever the item is (as contextual calibration does, Zhao et al. 2021, arXiv 2102.09690). It needs all items at
-    once, but none of their answers.
+    whatever the item is (as contextual calibration does, Zhao et al. 2021, arXiv 2102.09690). The scale goes too, not
+    only the mean: where items and options disturb by factors (1 - cosine = item * option), options that disturb more
+    also vary more, and would be the extremes in both directions. It needs all items at once, but none of their answers.
 
     Args:
         scores: (items, options), the options in the same order for all items.
     """
-    return scores - scores.mean(0, keepdims=True)
+    spread_o = scores.std(0, keepdims=True)
+    return (scores - scores.mean(0, keepdims=True)) / np.where(spread_o > 0, spread_o, 1.0)
 
 
 def aligned(task: Task, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -218,8 +223,13 @@ def _rating_summary(result: ProbeResult, resamples: int, seed: int) -> dict[str,
     for row in prompts:
         row |= {f"{name}_absolute": abs(row[name]) for name in ("pearson", "spearman", "kendall")}
     names = [name for name in prompts[0] if name != "prompt"]
-    pairs = np.column_stack([consensus(result), ratings])
-    interval = bootstrap_interval(pairs, lambda p: spearman(p[:, 0], p[:, 1]), resamples, seed)
+    scores = np.stack(result.scores)
+
+    def mean_spearman(items: np.ndarray) -> float:
+        return float(np.mean([spearman(of_prompt[items], ratings[items]) for of_prompt in scores]))
+
+    fewer = min(resamples, max(100, RANKED // len(ratings)))
+    interval = bootstrap_interval(np.arange(len(ratings)), mean_spearman, fewer, seed)
     return {
         "over_prompts": {name: vars(spread(np.array([row[name] for row in prompts]))) for name in names},
         "consensus": correlations(consensus(result), ratings),

@@ -72,7 +72,7 @@ def print_summaries(summaries: Sequence[Mapping[str, Any]], console: Console) ->
         console.print(table)
     console.print(
         "mean ± standard deviation over prompts; interval: bootstrap over items; max: the best prompt, chosen on these "
-        "items; calibrated: each option's mean score over items taken away",
+        "items; calibrated: each option's scores standardised over items",
         style="dim",
     )
 

@@ -240,7 +240,7 @@ def _read_items(table: Table, options: tuple[str, ...]) -> tuple[Kind, tuple[Ite
                 {} if sentence else {slot.upper(): str(row[slot]) for slot in slots},
                 own,
                 own.index(str(row[answer])),
-                sentence=str(row[sentence]) if sentence else "",
+                sentence=from_word_pieces(str(row[sentence])) if sentence else "",
             )
         )
         if len(own) != len(items[0].options):
@@ -282,5 +282,10 @@ def _parse_options(cell: Any, path: Path, line: int) -> tuple[str, ...]:
 
 
 def from_word_pieces(text: str) -> str:
-    """A sentence from WordPiece text: "[CLS] is a [MASK] or bee ##tle ? [SEP]" -> "is a MASK or beetle ?"."""
+    """A sentence from WordPiece text: "[CLS] is a [MASK] or bee ##tle ? [SEP]" -> "is a MASK or beetle ?".
+
+    Other sentences stay as they are.
+    """
+    if "[MASK]" not in text:
+        return text
     return re.sub(r" ##", "", re.sub(r"\[(CLS|SEP)\]", "", text)).replace("[MASK]", MASK).strip()

@@ -304,7 +304,14 @@ def train(plan: Plan, model: MultimodalModel, source: Captions, arm: str, own: s
     if seed == plan.seeds[0] and own == "all":
         folder = str(plan.run / "probing" / arm)
         callbacks.append(
-            StroopCallback(["color", "sentiment"], max(1, plan.steps // 4), "mean", prompts=1, limit=66, folder=folder)
+            StroopCallback(
+                ["color", "sentiment"],
+                max(1, plan.steps // 4),
+                "mean",
+                prompts=1,
+                limit=12 if plan.smoke else 66,
+                folder=folder,
+            )
         )
     trainer = L.Trainer(
         accelerator="cpu", max_steps=plan.steps, max_epochs=-1, logger=False, enable_checkpointing=False,
