@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mmpt.cache import KeyValues
 from mmpt.errors import ConfigError
 from mmpt.positions import pick_relative, rotate, skew
 
@@ -45,7 +46,11 @@ def key_mask(mask: Tensor) -> Tensor:
 
 
 def attention_mask(
-    mask: Tensor, attention: Attention, prefix: Tensor | None = None, segments: Tensor | None = None
+    mask: Tensor,
+    attention: Attention,
+    prefix: Tensor | None = None,
+    segments: Tensor | None = None,
+    past: int = 0,
 ) -> Tensor:
     """Who may look at whom.
 
@@ -55,9 +60,10 @@ def attention_mask(
         prefix: bool (batch, length), needed by (and only by) `prefix`: positions that all others see. Prefix
             positions see each other and nothing else, so that nothing later can leak through them.
         segments: long (batch, length): packed sequences; a position sees its own segment only.
+        past: leave out the rows of so many first positions, which are only looked at (causal attention).
 
     Returns:
-        bool (batch, 1, 1 or length, length).
+        bool (batch, 1, 1 or length - past, length).
 
     Raises:
         ConfigError: an unknown kind of attention, or a prefix without `attention="prefix"` (or the reverse).
@@ -73,8 +79,10 @@ def attention_mask(
         return key_mask(mask)
     length = mask.shape[1]
     allowed = mask[:, None, None, :]
+    columns = torch.arange(length, device=mask.device)
+    rows = columns[past:, None]
     if attention != "bidirectional":
-        visible = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+        visible = columns <= rows  # (query, key)
         if prefix is not None:
             from_rest = visible & ~prefix[:, None, :, None]  # (batch, 1, query, key)
             visible = from_rest | prefix[:, None, None, :]
@@ -82,7 +90,7 @@ def attention_mask(
     if segments is not None:
         allowed = allowed & (segments[:, None, :, None] == segments[:, None, None, :])
     # Every position may look at itself: a padded query without any key would be NaN in some attention kernels.
-    return allowed | torch.eye(length, dtype=torch.bool, device=mask.device)
+    return allowed | (columns == rows)
 
 
 def split_heads(vectors: Tensor, heads: int) -> Tensor:
@@ -114,11 +122,13 @@ class SelfAttention(nn.Module):
         self.output = nn.Linear(width, width)
         self.scale = (width // heads) ** -0.5
 
-    def forward(self, values: Tensor, geometry: Geometry) -> Tensor:
-        """(batch, length, width) -> the same shape."""
+    def forward(self, values: Tensor, geometry: Geometry, past: KeyValues | None = None) -> Tensor:
+        """(batch, length, width) -> the same shape; `past` holds what came before, and gets these positions added."""
         query, key, value = (split_heads(part(values), self.heads) for part in (self.query, self.key, self.value))
         if geometry.angles is not None:
             query, key = rotate(query, geometry.angles), rotate(key, geometry.angles)
+        if past is not None:
+            key, value = past.extend(key, value)
         bias = self.bias(query, key, geometry)
         mask = geometry.allowed
         if bias is not None:
@@ -129,7 +139,7 @@ class SelfAttention(nn.Module):
         return self.output(join_heads(mixed))
 
     def bias(self, query: Tensor, key: Tensor, geometry: Geometry) -> Tensor | None:
-        """What is added to the scaled scores: (batch, heads, length, length), or None."""
+        """What is added to the scaled scores: (batch, heads, query, key), or None."""
         return None
 
 
@@ -222,19 +232,25 @@ class CrossAttention(nn.Module):
         self.value = nn.Linear(context_width, width)
         self.output = nn.Linear(width, width)
 
-    def forward(self, values: Tensor, context: Tensor, allowed: Tensor) -> Tensor:
+    def forward(self, values: Tensor, context: Tensor, allowed: Tensor, past: KeyValues | None = None) -> Tensor:
         """Read the context.
 
         Args:
             values: (batch, length, width).
             context: (batch, context length, context_width).
             allowed: bool (batch, 1, 1, context length), True where the context is real.
+            past: keeps the context's keys and values; where it holds some, `context` itself is not read again.
 
         Returns:
             (batch, length, width).
         """
         query = split_heads(self.query(values), self.heads)
-        key, value = split_heads(self.key(context), self.heads), split_heads(self.value(context), self.heads)
+        if past is not None and past.key is not None and past.value is not None:
+            key, value = past.key, past.value
+        else:
+            key, value = split_heads(self.key(context), self.heads), split_heads(self.value(context), self.heads)
+            if past is not None:
+                past.extend(key, value)
         dropout = self.dropout if self.training else 0.0
         mixed = functional.scaled_dot_product_attention(query, key, value, allowed, dropout_p=dropout)
         return self.output(join_heads(mixed))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
+from mmpt.cache import Cache
 from mmpt.errors import ConfigError
 from mmpt.text import TextBackbone
 from mmpt.tokens import Tokens, concatenate
@@ -28,6 +27,7 @@ def generate(
     top_p: float = 1.0,
     beams: int = 1,
     generator: torch.Generator | None = None,
+    use_cache: bool = True,
 ) -> Tensor:
     """Continue prompts token by token, until all rows have ended.
 
@@ -48,6 +48,8 @@ def generate(
         top_p: draw only from the smallest set of tokens that holds this share of the probability.
         beams: width of the beam search; texts are ranked by mean log-probability per token, the end token included.
         generator: source of randomness for sampling, on the device of the ids.
+        use_cache: keep the keys and values of what was read, where the text transformer can. False runs everything
+            again for each token: the same text, slower.
 
     Returns:
         long (batch, new): the written tokens, the end token included, the pad id behind it.
@@ -57,58 +59,120 @@ def generate(
     """
     _check(attention, prefix, temperature, top_p, beams)
     base, seen = _opening(text, prompt_ids, prompt_mask, prefix)
+    cache = text.new_cache() if use_cache else None
+    opening = (text, base, seen, context, attention, end_id)
+    writer = _Writer(*opening) if cache is None else _CachedWriter(*opening, cache)
     pad_id = text.tokenizer.pad_token_id
+    batch = len(prompt_ids)
+    if max_new_tokens < 1:
+        return prompt_ids.new_zeros(batch, 0)
+    if beams > 1:
+        return _beam_search(writer, batch, beams, max_new_tokens, end_id, pad_id)
+    open_rows = torch.ones(batch, dtype=torch.bool, device=prompt_ids.device)
+    written: list[Tensor] = []
+    logits = writer.first()
+    while True:
+        token = logits.argmax(-1) if temperature == 0 else _sample(logits, temperature, top_p, generator)
+        written.append(torch.where(open_rows, token, pad_id))
+        was_open = open_rows
+        if end_id is not None:
+            open_rows = open_rows & (token != end_id)
+        if len(written) == max_new_tokens or (end_id is not None and not open_rows.any()):
+            return torch.stack(written, dim=1)
+        logits = writer.next(written[-1], was_open)
 
-    def next_logits(written: Tensor, real: Tensor, rows: Tensor) -> Tensor:
-        """(n, vocabulary) after the opening of batch row `rows` (n,) and the written tokens (n, steps)."""
-        tokens = concatenate(base.rows(rows), text.embed(written, real))
-        front = None
-        if attention == "prefix":
-            front = torch.cat([seen[rows], torch.zeros_like(real)], dim=1)
-        output = text(
-            tokens, attention=attention, context=None if context is None else context.rows(rows), prefix=front
-        )
-        logits = text.lm_logits(output.last()).float()
-        if pad_id != end_id:
+
+class _Writer:
+    """Scores the next token by running the opening and all written tokens each time."""
+
+    def __init__(
+        self,
+        text: TextBackbone,
+        base: Tokens,
+        seen: Tensor,
+        context: Tokens | None,
+        attention: Attention,
+        end_id: int | None,
+    ) -> None:
+        self.text, self.tokens, self.seen, self.context = text, base, seen, context
+        self.attention = attention
+        self.end_id = end_id
+
+    def first(self) -> Tensor:
+        """(rows, vocabulary) after the opening."""
+        return self._logits(self._run())
+
+    def next(self, token: Tensor, real: Tensor) -> Tensor:
+        """(rows, vocabulary) after one more token (rows,), which is padding where `real` (rows,) is False."""
+        self.tokens = concatenate(self.tokens, self._embed(token, real))
+        self.seen = torch.cat([self.seen, torch.zeros_like(real).unsqueeze(1)], dim=1)
+        return self._logits(self._run())
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with the rows that `rows` (n,) names."""
+        self.tokens, self.seen = self.tokens.rows(rows), self.seen[rows]
+        self.context = None if self.context is None else self.context.rows(rows)
+
+    def _run(self, cache: Cache | None = None) -> Tensor:
+        front = self.seen if self.attention == "prefix" else None
+        return self.text(self.tokens, self.attention, context=self.context, prefix=front, cache=cache).last()
+
+    def _embed(self, token: Tensor, real: Tensor) -> Tokens:
+        return self.text.embed(token.unsqueeze(1), real.unsqueeze(1))
+
+    def _logits(self, last: Tensor) -> Tensor:
+        logits = self.text.lm_logits(last).float()
+        pad_id = self.text.tokenizer.pad_token_id
+        if pad_id != self.end_id:
             logits[:, pad_id] = -torch.inf  # padding is never a target, its score means nothing
         return logits
 
-    rows = torch.arange(len(prompt_ids), device=prompt_ids.device)
-    if beams > 1:
-        return _beam_search(next_logits, rows, beams, max_new_tokens, end_id, pad_id)
-    written = prompt_ids.new_zeros(len(rows), 0)
-    real = torch.zeros_like(written, dtype=torch.bool)
-    open_rows = torch.ones_like(rows, dtype=torch.bool)
-    for _ in range(max_new_tokens):
-        logits = next_logits(written, real, rows)
-        token = logits.argmax(-1) if temperature == 0 else _sample(logits, temperature, top_p, generator)
-        written = torch.cat([written, torch.where(open_rows, token, pad_id).unsqueeze(1)], dim=1)
-        real = torch.cat([real, open_rows.unsqueeze(1)], dim=1)
-        if end_id is not None:
-            open_rows = open_rows & (token != end_id)
-            if not open_rows.any():
-                break
-    return written
+
+class _CachedWriter(_Writer):
+    """Scores the next token by running that one position; the cache holds the rest."""
+
+    def __init__(
+        self,
+        text: TextBackbone,
+        base: Tokens,
+        seen: Tensor,
+        context: Tokens | None,
+        attention: Attention,
+        end_id: int | None,
+        cache: Cache,
+    ) -> None:
+        super().__init__(text, base, seen, context, attention, end_id)
+        self.cache = cache
+
+    def first(self) -> Tensor:
+        """See `_Writer.first`."""
+        return self._logits(self._run(self.cache))
+
+    def next(self, token: Tensor, real: Tensor) -> Tensor:
+        """See `_Writer.next`."""
+        tokens = self._embed(token, real)
+        return self._logits(self.text(tokens, "causal", context=self.context, cache=self.cache).values[:, 0])
+
+    def select(self, rows: Tensor) -> None:
+        """See `_Writer.select`."""
+        self.cache.select(rows)
+        self.context = None if self.context is None else self.context.rows(rows)
 
 
-def _beam_search(
-    next_logits: Callable[[Tensor, Tensor, Tensor], Tensor],
-    rows: Tensor,
-    beams: int,
-    steps: int,
-    end_id: int | None,
-    pad_id: int,
-) -> Tensor:
-    batch = len(rows)
-    rows = rows.repeat_interleave(beams)
-    written = rows.new_zeros(batch * beams, 0)
+def _beam_search(writer: _Writer, batch: int, beams: int, steps: int, end_id: int | None, pad_id: int) -> Tensor:
+    logits = writer.first()
+    device = logits.device
+    first_of_row = torch.arange(batch, device=device).unsqueeze(1) * beams
+    copies = torch.arange(batch, device=device).repeat_interleave(beams)
+    logits = logits[copies]
+    writer.select(copies)
+    written = copies.new_zeros(batch * beams, 0)
     real = torch.zeros_like(written, dtype=torch.bool)
-    open_beams = torch.ones(batch, beams, dtype=torch.bool, device=rows.device)
-    scores = torch.full((batch, beams), -torch.inf, device=rows.device)
+    open_beams = torch.ones(batch, beams, dtype=torch.bool, device=device)
+    scores = torch.full((batch, beams), -torch.inf, device=device)
     scores[:, 0] = 0.0  # all beams start equal: only one of them may branch
-    first_of_row = torch.arange(batch, device=rows.device).unsqueeze(1) * beams
-    for _ in range(steps):
-        gains = next_logits(written, real, rows).log_softmax(-1).unflatten(0, (batch, beams))
+    while True:
+        gains = logits.log_softmax(-1).unflatten(0, (batch, beams))
         stay = torch.full_like(gains[0, 0], -torch.inf)
         stay[pad_id] = 0.0
         gains = torch.where(open_beams.unsqueeze(-1), gains, stay)  # (batch, beams, vocabulary); ended beams only stay
@@ -120,8 +184,10 @@ def _beam_search(
         written = torch.cat([written[order], token.view(-1, 1)], dim=1)
         real = torch.cat([real[order], was_open.view(-1, 1)], dim=1)
         open_beams = was_open if end_id is None else was_open & (token != end_id)
-        if not open_beams.any():
+        if written.shape[1] == steps or not open_beams.any():
             break
+        writer.select(order)
+        logits = writer.next(token.flatten(), was_open.flatten())
     lengths = real.sum(1).clamp(min=1).view(batch, beams)
     best = (scores / lengths).argmax(1, keepdim=True)
     return written[(first_of_row + best).flatten()]

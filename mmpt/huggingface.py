@@ -20,6 +20,8 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    DynamicCache,
+    EncoderDecoderCache,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -28,6 +30,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from mmpt.attention import attention_mask
+from mmpt.cache import Cache
 from mmpt.config import FOLDER
 from mmpt.errors import CheckpointError, ConfigError
 from mmpt.text import TextBackbone, TextTransformer, ranks
@@ -324,6 +327,8 @@ class HuggingFaceText(TextBackbone):
         self.position_offset = _position_offset(self.body)
         self.max_length = _max_length(config, self.tokenizer, self.position_offset, max_length)
         self._accepted = frozenset(inspect.signature(type(self.body).forward).parameters)
+        names = [name for name in ("cache", "past_key_values") if name in self._accepted]
+        self._cache_argument = names[0] if names and not self.body._is_stateful else None
 
     def embed(self, ids: Tensor, mask: Tensor | None = None) -> Tokens:
         """See `TextBackbone.embed`."""
@@ -336,21 +341,32 @@ class HuggingFaceText(TextBackbone):
         attention: Attention = "bidirectional",
         context: Tokens | None = None,
         prefix: Tensor | None = None,
+        cache: Cache | None = None,
     ) -> Tokens:
         """See `TextBackbone.forward`.
 
         Raises:
             ConfigError: a kind of attention or a context that the architecture can't do.
         """
-        if tokens.length > self.max_length:
-            raise ConfigError(f"{tokens.length} tokens for a model of at most {self.max_length}; shorten the input")
-        visible = _visible_keys(tokens.mask)
+        past = 0 if cache is None else cache.length
+        if past + tokens.length > self.max_length:
+            raise ConfigError(
+                f"{past + tokens.length} tokens for a model of at most {self.max_length}; shorten the input"
+            )
+        if past and attention != "causal":
+            raise ConfigError(f"attention={attention!r} behind a filled cache; continue with attention='causal'")
+        mask = tokens.mask if cache is None else cache.extend(tokens.mask)
+        visible = _visible_keys(mask)
         arguments: dict[str, Any] = {
             "inputs_embeds": tokens.values.masked_fill(~tokens.mask.unsqueeze(-1), 0.0),
             "attention_mask": visible.long(),
-            "position_ids": ranks(tokens.mask) + self.position_offset,
+            "position_ids": ranks(mask)[:, past:] + self.position_offset,
             "use_cache": False,
         }
+        if cache is not None:
+            assert isinstance(cache, HuggingFaceCache)
+            assert self._cache_argument is not None
+            arguments |= {"use_cache": True, self._cache_argument: cache.kept}
         if attention != self.natural or prefix is not None:
             self._check_pairs(attention)
             allowed = attention_mask(tokens.mask, attention, prefix)
@@ -378,6 +394,12 @@ class HuggingFaceText(TextBackbone):
                 f"vectors ({self.input_width}); load the ForMaskedLM or ForCausalLM version of the folder"
             )
         return functional.linear(values, cast(nn.Embedding, self.body.get_input_embeddings()).weight)
+
+    def new_cache(self) -> HuggingFaceCache | None:
+        """See `TextBackbone.new_cache`; None for encoders and for models whose state is no list of keys and values."""
+        if self.natural != "causal" or self._cache_argument is None:
+            return None
+        return HuggingFaceCache(self.body.config)
 
     def config(self, folder: Path | None = None) -> dict[str, Any]:
         """The configuration; with a folder, config.json and tokenizer are written to folder/text."""
@@ -412,6 +434,28 @@ class HuggingFaceText(TextBackbone):
             )
         if context.width != self.width:
             raise ConfigError(f"the context has width {context.width}, expected {self.width}")
+
+
+class HuggingFaceCache(Cache):
+    """The cache of a transformers model.
+
+    Attributes:
+        kept: what the model reads and fills.
+
+    Args:
+        config: of the model; says which layers keep a window only, and whether there is cross-attention.
+    """
+
+    def __init__(self, config: PretrainedConfig) -> None:
+        super().__init__()
+        crossed = getattr(config, "add_cross_attention", False)
+        own = DynamicCache(config=config)
+        self.kept = EncoderDecoderCache(own, DynamicCache(config=config)) if crossed else own
+
+    def select(self, rows: Tensor) -> None:
+        """See `Cache.select`."""
+        super().select(rows)
+        self.kept.reorder_cache(cast(torch.LongTensor, rows))
 
 
 class _Given(nn.Module):

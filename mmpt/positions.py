@@ -19,9 +19,13 @@ Positions = Literal["none", "absolute", "rotary", "relative_key_query", "disenta
 """
 
 
-def relative_distances(position_ids: Tensor) -> Tensor:
-    """Position of the query minus position of the key: long (batch, 1, length, length) from (batch, length)."""
-    return (position_ids.unsqueeze(-1) - position_ids.unsqueeze(-2)).unsqueeze(1)
+def relative_distances(position_ids: Tensor, key_position_ids: Tensor | None = None) -> Tensor:
+    """Position of the query minus position of the key: long (batch, 1, query, key) from (batch, query), (batch, key).
+
+    Without positions of keys, the queries are the keys.
+    """
+    keys = position_ids if key_position_ids is None else key_position_ids
+    return (position_ids.unsqueeze(-1) - keys.unsqueeze(-2)).unsqueeze(1)
 
 
 def log_buckets(distances: Tensor, buckets: int, max_distance: int) -> Tensor:
@@ -66,13 +70,12 @@ def pick_relative(scores: Tensor, index: Tensor) -> Tensor:
 
     Args:
         scores: (batch, heads, length, distances), one per position and distance.
-        index: long (batch or 1, 1, length, length), which distance stands between row and column.
+        index: long (batch or 1, 1, length, others), which distance stands between row and column.
 
     Returns:
-        (batch, heads, length, length).
+        (batch, heads, length, others).
     """
-    batch, heads, length, _ = scores.shape
-    return scores.gather(-1, index.expand(batch, heads, length, length))
+    return scores.gather(-1, index.expand(*scores.shape[:2], -1, -1))
 
 
 def skew(scores: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
+from mmpt.cache import Cache, TransformerCache
 from mmpt.config import FOLDER, Configurable, to_config
 from mmpt.encoder import MASK, RANDOM, Corruption, Encoder, Inputs, Part, Processor, UnitLosses
 from mmpt.errors import ConfigError, SampleError
@@ -64,6 +65,7 @@ class TextBackbone(nn.Module, Configurable, ABC):
         attention: Attention = "bidirectional",
         context: Tokens | None = None,
         prefix: Tensor | None = None,
+        cache: Cache | None = None,
     ) -> Tokens:
         """Contextualise word vectors and foreign vectors.
 
@@ -74,6 +76,8 @@ class TextBackbone(nn.Module, Configurable, ABC):
             attention: see `mmpt.attention.Attention`.
             context: tokens for the cross-attention layers; without it these layers are skipped.
             prefix: bool (batch, length), with `attention="prefix"`: positions that all others see.
+            cache: what earlier calls have read, from `new_cache`; `tokens` follow it and are added to it. Behind it
+                attention is "causal". The context stays the one of the first call.
 
         Returns:
             Tokens with values (batch, length, width).
@@ -85,6 +89,10 @@ class TextBackbone(nn.Module, Configurable, ABC):
     @abstractmethod
     def lm_logits(self, values: Tensor) -> Tensor:
         """Scores of the vocabulary: (..., width) -> (..., vocabulary)."""
+
+    @abstractmethod
+    def new_cache(self) -> Cache | None:
+        """An empty cache for `forward`, of any batch size; None for a model that can't keep what it has read."""
 
     def splice(self, tokens: Tokens, positions: Tensor, vectors: Tensor) -> Tokens:
         """Put foreign vectors in the place of word vectors; the gradient flows to both.
@@ -263,18 +271,27 @@ class TextTransformer(TextBackbone):
         attention: Attention = "bidirectional",
         context: Tokens | None = None,
         prefix: Tensor | None = None,
+        cache: Cache | None = None,
     ) -> Tokens:
         """See `TextBackbone.forward`."""
+        assert cache is None or isinstance(cache, TransformerCache)
         if self.token_type is not None:
             tokens = Tokens(tokens.values + self.token_type, tokens.mask)
+        before = None if cache is None else cache.mask
+        position_ids = ranks(tokens.mask if before is None else torch.cat([before, tokens.mask], dim=1))
         return self.transformer(
             tokens,
             attention,
             context=context,
             prefix=prefix,
-            position_ids=ranks(tokens.mask),
-            position_limit=tokens.length,
+            position_ids=position_ids[:, position_ids.shape[1] - tokens.length :],
+            position_limit=position_ids.shape[1],
+            cache=cache,
         )
+
+    def new_cache(self) -> TransformerCache:
+        """See `TextBackbone.new_cache`."""
+        return TransformerCache(self.transformer.depth)
 
     def lm_logits(self, values: Tensor) -> Tensor:
         """See `TextBackbone.lm_logits`."""

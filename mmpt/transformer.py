@@ -24,6 +24,7 @@ from mmpt.attention import (
     attention_mask,
     key_mask,
 )
+from mmpt.cache import KeyValues, TransformerCache
 from mmpt.config import Configurable
 from mmpt.errors import ConfigError
 from mmpt.packing import pack
@@ -90,12 +91,21 @@ class Layer(nn.Module):
         self.feedforward_norm = nn.LayerNorm(width, norm_eps)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, values: Tensor, geometry: Geometry, context: Tokens | None) -> Tensor:
+    def forward(
+        self,
+        values: Tensor,
+        geometry: Geometry,
+        context: Tokens | None,
+        past: KeyValues | None = None,
+        past_context: KeyValues | None = None,
+    ) -> Tensor:
         """(batch, length, width) -> the same shape."""
-        values = self._residual(values, self.attention_norm, lambda x: self.attention(x, geometry))
+        values = self._residual(values, self.attention_norm, lambda x: self.attention(x, geometry, past))
         if self.cross is not None and self.cross_norm is not None and context is not None:
             cross, allowed = self.cross, key_mask(context.mask)
-            informed = self._residual(values, self.cross_norm, lambda x: cross(x, context.values, allowed))
+            informed = self._residual(
+                values, self.cross_norm, lambda x: cross(x, context.values, allowed, past_context)
+            )
             # A row whose context is all padding has no context: it skips this part like a batch without any.
             values = torch.where(context.mask.any(1)[:, None, None], informed, values)
         return self._residual(values, self.feedforward_norm, lambda x: self.contract(self.activation(self.expand(x))))
@@ -251,6 +261,7 @@ class Transformer(nn.Module, Configurable):
         segments: Tensor | None = None,
         position_ids: Tensor | None = None,
         position_limit: int | None = None,
+        cache: TransformerCache | None = None,
     ) -> Tokens:
         """Run the layers.
 
@@ -266,22 +277,35 @@ class Transformer(nn.Module, Configurable):
             position_ids: long (batch, length): where each token stands; the column number by default.
             position_limit: a number that all `position_ids` are known to be below, so that tables of relative vectors
                 can be cut short; the length if there are no `position_ids`.
+            cache: positions that were read before; `tokens` follow them and are added. Behind them attention is
+                causal.
 
         Returns:
             Tokens with values (batch, length, width) and the mask of the input.
 
         Raises:
             ConfigError: widths that don't fit, a sequence longer than `max_length`, a context for a model without
-                cross-attention, prefix and attention that contradict each other.
+                cross-attention, prefix and attention that contradict each other, a cache with another attention.
         """
-        regular = position_ids is None
-        if regular:
-            position_limit = tokens.length
+        past = 0 if cache is None else cache.length
+        regular = position_ids is None and cache is None
+        if position_ids is None:
+            position_limit = past + tokens.length
         self._check_input(tokens, context, position_limit)
         values = _blank_padding(tokens).values
         context = None if context is None else _blank_padding(context)
         if position_ids is None:
-            position_ids = torch.arange(tokens.length, device=tokens.mask.device).unsqueeze(0)
+            position_ids = torch.arange(past, past + tokens.length, device=tokens.mask.device).unsqueeze(0)
+        if cache is not None:
+            if segments is not None or (past and attention != "causal"):
+                raise ConfigError(
+                    f"attention={attention!r} behind a filled cache, or packed segments with one: what was read before "
+                    "can't see what comes now; continue with attention='causal' and no segments"
+                )
+            allowed = attention_mask(cache.extend(tokens.mask), attention, prefix, past=past)
+            positions = cache.extend_positions(position_ids.expand(tokens.mask.shape))
+            geometry = self._geometry(allowed, position_ids, position_limit, key_position_ids=positions)
+            return Tokens(self._run(values, position_ids, geometry, context, cache), tokens.mask)
         if self.packing and context is None and segments is None:
             packed = pack(Tokens(values, tokens.mask), prefix=prefix, position_ids=position_ids)
             allowed = attention_mask(packed.tokens.mask, attention, packed.prefix, packed.segments)
@@ -291,7 +315,14 @@ class Transformer(nn.Module, Configurable):
         geometry = self._geometry(allowed, position_ids, position_limit, regular)
         return Tokens(self._run(values, position_ids, geometry, context), tokens.mask)
 
-    def _run(self, values: Tensor, position_ids: Tensor, geometry: Geometry, context: Tokens | None) -> Tensor:
+    def _run(
+        self,
+        values: Tensor,
+        position_ids: Tensor,
+        geometry: Geometry,
+        context: Tokens | None,
+        cache: TransformerCache | None = None,
+    ) -> Tensor:
         if self.position is not None:
             values = values + self.position(position_ids)
         if self.input_norm is not None:
@@ -299,15 +330,22 @@ class Transformer(nn.Module, Configurable):
         values = self.dropout(values)
         if self.projection is not None:
             values = self.projection(values)
-        for layer in self.layers:
-            if self.checkpointing and self.training:
+        for number, layer in enumerate(self.layers):
+            if cache is not None:
+                values = layer(values, geometry, context, cache.own[number], cache.cross[number])
+            elif self.checkpointing and self.training:
                 values = checkpoint(layer, values, geometry, context, use_reentrant=False)
             else:
                 values = layer(values, geometry, context)
         return values if self.final_norm is None else self.final_norm(values)
 
     def _geometry(
-        self, allowed: Tensor, position_ids: Tensor, position_limit: int | None, regular: bool = False
+        self,
+        allowed: Tensor,
+        position_ids: Tensor,
+        position_limit: int | None,
+        regular: bool = False,
+        key_position_ids: Tensor | None = None,
     ) -> Geometry:
         if self.positions == "rotary":
             return Geometry(allowed, angles=rotary_angles(position_ids, self.width // self.heads))
@@ -315,9 +353,10 @@ class Transformer(nn.Module, Configurable):
             reach = min(position_limit or self.max_length, self.max_length) - 1
             if regular and reach > 0:
                 return Geometry(allowed, reach=reach)
-            return Geometry(allowed, relative_rows=relative_distances(position_ids) + reach, reach=reach)
+            rows = relative_distances(position_ids, key_position_ids) + reach
+            return Geometry(allowed, relative_rows=rows, reach=reach)
         if self.relative is not None:
-            distances = relative_distances(position_ids)
+            distances = relative_distances(position_ids, key_position_ids)
             if self.relative_buckets:
                 distances = log_buckets(distances, self.relative_buckets, self.relative_distance)
             # Row `span` is distance 0; rows for distances that this batch can't have are left out.

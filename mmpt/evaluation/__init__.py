@@ -1,1 +1,1 @@
-"""Evaluation of embeddings: retrieval, zero-shot classification, linear probe, nearest neighbours."""
+"""Evaluation: retrieval, zero-shot classification, linear probe, nearest neighbours; answers and tables."""
