@@ -17,7 +17,7 @@ import torchvision
 from rich.progress import track
 from timm.models import model_entrypoint
 
-from mmpt.datasets.architecture_statements import description, questions, statement
+from mmpt.datasets.architecture_statements import description, template_texts
 from mmpt.encoders.architecture import graph_of
 from mmpt.encoders.architecture_graph import ArchitectureGraph
 from mmpt.encoders.architecture_names import TORCHVISION, zoo_names
@@ -148,19 +148,10 @@ class ModelZoo(Source):
         return ["under 10 M", "10 to 30 M", "30 to 100 M", "over 100 M"] if label == "class" and not self.path else ()
 
     def texts(self) -> Sequence[str]:
-        """Descriptions of the training split, and statements and questions about its graphs."""
+        """Docstrings of the training split, and what is said and asked about graphs in general."""
         if self.path is not None:
             return super().texts()
-        samples = self.split("train")
-        with torch.random.fork_rng([]):
-            torch.manual_seed(0)
-            drawn = [samples[i] for i in range(len(samples)) for _ in range(2)]
-        texts = [str(sample.modalities["text"]) for sample in drawn]
-        draw = random.Random(0)
-        graphs = [sample.modalities["architecture"] for sample in drawn]
-        said = [statement(graph, [], draw, True, hard) for graph in graphs for hard in (False, True)]
-        asked = [f"{question.text} {question.answer}" for graph in graphs[::2] for question in questions(graph)]
-        return [*texts, *(one.text for one in said if one is not None), *asked]
+        return [*(entry.text for entry in self.entries("train") if entry.text), *template_texts()]
 
 
 def family_folds(folds: int) -> dict[str, int]:

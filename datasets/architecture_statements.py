@@ -226,3 +226,19 @@ def questions(graph: ArchitectureGraph) -> list[Question]:
 
 def _listed(names: object) -> str:
     return ", ".join(sorted(names)) or "none"  # type: ignore[call-overload]
+
+
+def template_texts() -> list[str]:
+    """Sentences with every template and layer name, for training a tokenizer: no network is needed."""
+    sizes = (1, 3, 5, 7)
+    kernels = [f"{height}x{width}" for height in sizes for width in sizes]
+    names = [*dict.fromkeys(PHRASES.values()), "linear layer"]
+    names += [f"{kernel} {kind}" for kernel in kernels for kind in CONVOLUTIONS.values()]
+    texts = [f"the network uses {name}" for name in names] + [f"network with {name}" for name in names]
+    texts += [f"the network has {3 * i % 128} layers of {name}" for i, name in enumerate(names)]
+    texts += [f"a {a} is followed by {b}" for a, b in zip(names, names[7:] + names[:7], strict=True)]
+    texts += [f"its {kind} has a kernel of {kernel}" for kind in CONVOLUTIONS.values() for kernel in kernels]
+    texts += [f"the network has about {_millions(10**5 * i)} million parameters" for i in range(1, 300, 7)]
+    texts += [f"which {kind} is used? {', '.join(answers)}" for kind, answers in KINDS.items()]
+    texts += [f"which {kind} follows a convolution? {', '.join(answers)}" for kind, answers in KINDS.items()]
+    return [*texts, f"which kernel sizes are used? {', '.join(kernels)}", "none"]

@@ -130,12 +130,14 @@ class GraphAttention(nn.Module):
         for weight in (self.value.weight, self.own, self.other):
             nn.init.xavier_uniform_(weight, gain=1.414)
 
-    def forward(self, nodes: Tensor, allowed: Tensor) -> Tensor:
+    def forward(self, nodes: Tensor, allowed: Tensor, mask: Tensor) -> Tensor:
         """Attend.
 
         Args:
             nodes: (batch, n, width).
-            allowed: bool (batch, n, n), True at [b, i, j] where node i sees node j; at least one j for each i.
+            allowed: bool (batch, n, n), True at [b, i, j] where node i sees node j; a node that sees none sees all
+                evenly.
+            mask: bool (batch, n), True where a node is real; others are never seen.
 
         Returns:
             (batch, n, heads * output).
@@ -144,7 +146,8 @@ class GraphAttention(nn.Module):
         own = (values * self.own).sum(-1).transpose(1, 2)  # (batch, heads, n)
         other = (values * self.other).sum(-1).transpose(1, 2)
         scores = F.leaky_relu(own.unsqueeze(-1) + other.unsqueeze(-2), 0.2)  # (batch, heads, n, n)
-        weights = scores.float().masked_fill(~allowed.unsqueeze(1), float("-inf")).softmax(-1).to(values.dtype)
+        scores = scores.float().masked_fill(~allowed.unsqueeze(1), -1e9)  # finite: where all are, all are seen evenly
+        weights = scores.masked_fill(~mask[:, None, None], float("-inf")).softmax(-1).to(values.dtype)
         return F.elu((weights @ values.transpose(1, 2)).transpose(1, 2).flatten(2))
 
 
@@ -207,18 +210,15 @@ class ArchitectureEncoder(Encoder):
         shapes = inputs["shapes"]
         sizes = torch.cat([self.channels(shapes[..., :2]), self.kernels(shapes[..., 2:])], 2).flatten(2)
         nodes = self.dropout(self.types(types) + sizes)
-        allowed = self.allowed(inputs["edges"], inputs["mask"])
-        nodes = self.neighbours_again(self.neighbours(nodes, allowed), allowed)
-        return Tokens(self.norm(nodes), inputs["mask"])
+        allowed, mask = self.allowed(inputs["edges"]), inputs["mask"]
+        nodes = self.neighbours_again(self.neighbours(nodes, allowed, mask), allowed, mask)
+        return Tokens(self.norm(nodes), mask)
 
-    def allowed(self, edges: Tensor, mask: Tensor) -> Tensor:
-        """Which nodes see which: bool (batch, n, n) from edges (batch, n, n) and mask (batch, n)."""
+    def allowed(self, edges: Tensor) -> Tensor:
+        """Which nodes see which: bool (batch, n, n), True at [b, i, j] where node i sees node j."""
         if self.attend == "both":
-            allowed = edges | edges.transpose(1, 2) | torch.eye(edges.shape[1], dtype=torch.bool, device=edges.device)
-        else:
-            allowed = edges if self.attend == "successors" else edges.transpose(1, 2)
-        allowed = allowed & mask.unsqueeze(1)
-        return torch.where(allowed.any(-1, keepdim=True), allowed, mask.unsqueeze(1))
+            return edges | edges.transpose(1, 2) | torch.eye(edges.shape[1], dtype=torch.bool, device=edges.device)
+        return edges if self.attend == "successors" else edges.transpose(1, 2)
 
     def units(self, inputs: Inputs) -> Tensor:
         """See `Encoder`."""

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -292,60 +292,87 @@ ACTIVATIONS = frozenset(
     ]
 )
 NORMS = frozenset({"bn", "ln", "gn", "rms_norm", "l2_norm"})
-JOINS = frozenset({"sum", "concat", "bmm", "mm", "pos_enc"})
 
 
-def contracted(graph: ArchitectureGraph, drop: Callable[[str], bool]) -> ArchitectureGraph:
-    """The graph without some operators; what was before one is joined with what was behind it.
+def without(graph: ArchitectureGraph, gone: Collection[int]) -> ArchitectureGraph:
+    """The graph without some nodes; what was before one is joined with what was behind it.
 
     Args:
         graph: any.
-        drop: whether an operator goes.
+        gone: numbers of nodes.
     """
-    before: dict[int, set[int]] = {}
+    before: dict[int, list[int]] = {}
     for a, b in graph.edges:
-        before.setdefault(b, set()).add(a)
-    origins: dict[int, set[int]] = {}  # node -> kept nodes whose data it passes on
+        before.setdefault(b, []).append(a)
+    origins: list[set[int]] = []  # of each node: the kept nodes whose data it passes on
     place: dict[int, int] = {}
     edges: list[tuple[int, int]] = []
-    for node, kind in enumerate(graph.types):
+    for node in range(len(graph)):
         sources = set().union(*(origins[a] for a in before.get(node, ())))
-        if drop(kind):
-            origins[node] = sources
+        if node in gone:
+            origins.append(sources)
         else:
             place[node] = len(place)
             edges += sorted((place[a], place[node]) for a in sources)
-            origins[node] = {node}
-    gone = Counter(graph.removed) + Counter(kind for kind in graph.types if drop(kind))
-    return ArchitectureGraph(
-        tuple(graph.types[n] for n in place),
-        tuple(graph.shapes[n] for n in place),
-        tuple(edges),
-        graph.name,
-        graph.parameters,
-        graph.macs,
-        graph.modules,
-        graph.unknown,
-        dict(gone),
+            origins.append({node})
+    return replace(
+        graph,
+        types=tuple(graph.types[n] for n in place),
+        shapes=tuple(graph.shapes[n] for n in place),
+        edges=tuple(edges),
+        removed=dict(Counter(graph.removed) + Counter(graph.types[n] for n in gone)),
     )
+
+
+def contracted(graph: ArchitectureGraph, drop: Callable[[str], bool]) -> ArchitectureGraph:
+    """The graph `without` the operators that `drop` is true for."""
+    return without(graph, {node for node, kind in enumerate(graph.types) if drop(kind)})
 
 
 def condensed(graph: ArchitectureGraph, limit: int) -> ArchitectureGraph:
     """A graph of at most `limit` nodes: what says least about the network goes first, never its end.
 
-    Reshaping goes first, then biases, then unknown operators, activations and gates, norms, joins.
-    `removed` counts them.
+    Reshaping goes first, then biases, unknown operators, activations and gates, norms, and last the repetitions of
+    blocks that occur most often. `removed` counts them.
 
     Raises:
-        DataError: layers and poolings alone are more.
+        DataError: the network has more different layers than that.
     """
-    for kinds in (STRUCTURE, {"bias"}, {UNKNOWN}, ACTIVATIONS, NORMS, JOINS):
+    for kinds in (STRUCTURE, {"bias"}, {UNKNOWN}, ACTIVATIONS, NORMS):
         if len(graph) <= limit:
             return graph
         graph = contracted(graph, lambda kind, kinds=kinds: kind in kinds)  # type: ignore[misc]
+    for reach in (2, 1, 0):
+        while len(graph) > limit and (gone := repetitions(graph, len(graph) - limit, reach)):
+            graph = without(graph, gone)
     if len(graph) > limit:
         raise DataError(
-            f"{graph.name or 'the network'} has {len(graph)} layers and poolings; expected at most {limit}. "
+            f"{graph.name or 'the network'} has {len(graph)} different layers; expected at most {limit}. "
             "Raise max_nodes (and the text transformer's max_length)"
         )
     return graph
+
+
+def repetitions(graph: ArchitectureGraph, count: int, reach: int) -> set[int]:
+    """At most `count` nodes that are alike others in type, shape and neighbours up to `reach` steps around.
+
+    One of each kind stays; the kinds that occur most often lose most, their last ones first.
+    """
+    around: list[list[int]] = [[] for _ in graph.types]
+    for a, b in graph.edges:
+        around[a].append(b)
+        around[b].append(a)
+    labels: list[object] = list(zip(graph.types, graph.shapes, strict=True))
+    for _ in range(reach):
+        numbers = {label: i for i, label in enumerate(dict.fromkeys(labels))}
+        own = [numbers[label] for label in labels]
+        labels = [(own[node], tuple(sorted(own[n] for n in near))) for node, near in enumerate(around)]
+    members: dict[object, list[int]] = {}
+    for node, label in enumerate(labels):
+        members.setdefault(label, []).append(node)
+    kept = max(len(nodes) for nodes in members.values())
+    gone: list[int] = []
+    while len(gone) < count and kept > 1:
+        kept -= 1
+        gone += [nodes[kept] for nodes in members.values() if len(nodes) > kept]
+    return set(gone[:count])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import timm
 import torch
 import torchvision
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from mmpt.encoders.architecture_graph import ArchitectureGraph
 from mmpt.encoders.architecture_trace import VERSION, trace
@@ -48,13 +50,29 @@ def named_graph(name: str) -> ArchitectureGraph:
     return graph
 
 
+class EmptyWeights(TorchFunctionMode):
+    """Networks that are built within have weights on the meta device: they take no memory and no time to fill.
+
+    Other tensors are real, as constructors may compute with them (the widths of a RegNet).
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Move what weights are made of."""
+        kwargs = dict(kwargs or {})
+        if func in (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.full):
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
 def build(name: str) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
     """The model on the meta device, without weights, and an input of its size.
 
     Raises:
         DataError: no such model.
     """
-    with torch.device("meta"), warnings.catch_warnings():
+    with EmptyWeights(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if name.startswith(TORCHVISION):
             return _torchvision(name.removeprefix(TORCHVISION))
@@ -63,7 +81,7 @@ def build(name: str) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
             raise DataError(f"timm has no model {name!r}" + (f"; it has {close}" if close else ""))
         network = timm.create_model(name)
         size = getattr(network, "default_cfg", {}).get("input_size") or (3, 224, 224)
-        return network, (torch.empty(1, *size),)
+        return network, (torch.empty(1, *size, device="meta"),)
 
 
 def _torchvision(name: str) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
@@ -83,7 +101,7 @@ def _torchvision(name: str) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
         if "inception" in name
         else (3, 224, 224)
     )
-    return network, (torch.empty(1, *size),)
+    return network, (torch.empty(1, *size, device="meta"),)
 
 
 def _cached(name: str) -> Path:

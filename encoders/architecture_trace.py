@@ -54,6 +54,7 @@ _SAME = frozenset(
         "result_type",
         "as_subclass",
         "zero_",
+        "new_zeros",
         "data",
     ]
 )

@@ -126,12 +126,12 @@ def _column(rows: Sequence[Sample], name: str) -> list[Any]:
 
 
 def search(model: MultimodalModel, zoo: ModelZoo) -> dict[str, float]:
-    """Docstrings of models of unseen families, names removed, both directions; models with one docstring are all right."""
+    """Docstrings of models of unseen families, without names, both ways; models with one docstring are all right."""
     tests = samples(zoo, "test")
     graphs, texts = _column(tests, GRAPHS), _column(tests, TEXT)
     candidates = list(dict.fromkeys(texts))
     right = torch.tensor([[text == candidate for candidate in candidates] for text in texts])
-    trained = [row for part in ("train", "validation") for row in samples(zoo, part) if row.labels]
+    trained = [row for part in ("train", "validation") for row in samples(zoo, part)]
     described = {
         entry.name: entry.text for part in ("train", "validation") for entry in zoo.entries(part) if entry.text
     }
@@ -169,7 +169,7 @@ def _search_metrics(prefix: str, result: RetrievalResult, suffix: str) -> dict[s
 
 
 def reasoning(model: MultimodalModel, source: GeneratedNetworks) -> dict[str, float]:
-    """Is a statement true of a network with a combination of layers that training never saw; a cosine above .5 is yes."""
+    """Is a statement true of a network whose combination of layers is new; a cosine above .5 is yes."""
     tests = samples(source, "test")
     label = np.array([row.labels["match"] for row in tests])
     hard = np.array([row.labels["hard"] for row in tests], dtype=bool)
@@ -199,7 +199,7 @@ def _auroc(label: np.ndarray, score: np.ndarray) -> float:
 
 
 def clones(model: MultimodalModel, source: GeneratedNetworks) -> dict[str, float]:
-    """Which of two networks is a given one with half as many channels again: the clone, or another network of its cells.
+    """Which of two networks is a given one with half as many channels again, and which another one.
 
     The other network has the same number of cells where there is one. With text: a true statement about the first
     network is given, and the score is the mean of its cosines with both networks.
