@@ -96,12 +96,15 @@ def _labels(graph: ArchitectureGraph, shapes: bool) -> Counter[object]:
     return Counter[object](nodes) + Counter[object]((nodes[a], nodes[b]) for a, b in graph.edges)
 
 
-def spectrum(graph: ArchitectureGraph, bins: int = 32) -> Floats:
-    """Histogram of the eigenvalues of the normalised Laplacian of the undirected graph: (bins,), sums to 1."""
+def spectrum(graph: ArchitectureGraph, bins: int = 33) -> Floats:
+    """Histogram of the eigenvalues of the normalised Laplacian of the undirected graph: (bins,), sums to 1.
+
+    The usual eigenvalues 0, 1 and 2 lie within bins, not on their borders.
+    """
     size = len(graph)
     joined = np.zeros((size, size))
     for a, b in graph.edges:
         joined[a, b] = joined[b, a] = 1.0
     scale = 1 / np.sqrt(np.maximum(joined.sum(1), 1.0))
     values = np.linalg.eigvalsh(np.eye(size) - scale[:, None] * joined * scale[None, :])
-    return np.histogram(values, bins=bins, range=(0.0, 2.0))[0] / size
+    return np.histogram(values, bins=bins, range=(-0.03, 2.03))[0] / size

@@ -105,7 +105,9 @@ def _counted(count: int, name: str) -> str:
 
 def _millions(parameters: int) -> str:
     millions = parameters / 1e6
-    return f"{millions:.0f}" if millions >= 9.95 else f"{millions:.1f}" if millions >= 0.095 else f"{millions:.2f}"
+    if millions >= 0.995:
+        return f"{millions:.0f}" if millions >= 9.95 else f"{millions:.1f}"
+    return f"{millions:.4f}".rstrip("0") if millions < 0.00995 else f"{millions:.2g}"
 
 
 def vocabulary_of(graphs: Sequence[ArchitectureGraph]) -> list[str]:

@@ -84,7 +84,7 @@ def run(options: RecipeOptions, console: Console) -> dict[str, float]:
 def pretrain(options: RecipeOptions) -> tuple[MultimodalModel, MultimodalData]:
     """`mmpt fit` with pretrain.yaml, on the fold of families that belongs to the seed."""
     config = yaml.safe_load((HERE / "pretrain.yaml").read_text(encoding="utf-8"))
-    size = {"limit": 60} if options.smoke else {}
+    size = {"limit": 40} if options.smoke else {}
     _set(config, "ModelZoo", {"fold": options.seed % 5} | size)
     _set(config, "GeneratedNetworks", {"count": 40} if options.smoke else {})
     path = options.output / "pretrain.yaml"
