@@ -24,6 +24,7 @@ examples:
   mmpt evaluate retrieval --model RUN/model --config my-recipe/pretrain.yaml
   mmpt embed --model RUN/model --modality image --input my-pictures/ --output vectors.npz
   mmpt probe stroop --model bert-folder/ --model RUN/model --task shape --task color --output probe.json
+  mmpt search "a red bicycle" --model RUN/model --input my-pictures/
 """
 
 
@@ -92,6 +93,16 @@ def _parser() -> argparse.ArgumentParser:
     embed.add_argument("--config", type=Path, help="a configuration whose data section reads the input")
     embed.add_argument("--batch-size", type=int, default=64)
     embed.set_defaults(command=_embed)
+
+    search = commands.add_parser("search", help="find the samples of one modality that fit a text best")
+    search.add_argument("text")
+    _model_option(search)
+    search.add_argument("--modality", help="default: the one that the model has besides text")
+    search.add_argument("--input", help="what the modality's recipe reads; default: all of the recipe's own data")
+    search.add_argument("--config", type=Path, help="a configuration whose data section reads the input")
+    search.add_argument("--top", type=int, default=10, help="how many to show")
+    search.add_argument("--batch-size", type=int, default=64)
+    search.set_defaults(command=_search)
 
     export = commands.add_parser("export", help="turn a training checkpoint into a model folder")
     export.add_argument("--checkpoint", type=Path, required=True, help="RUN/checkpoints/NAME.ckpt")
@@ -194,6 +205,12 @@ def _embed(options: argparse.Namespace) -> None:
     from mmpt.commands import embed
 
     embed(options)
+
+
+def _search(options: argparse.Namespace) -> None:
+    from mmpt.commands import search
+
+    search(options)
 
 
 def _export(options: argparse.Namespace) -> None:

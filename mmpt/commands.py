@@ -1,4 +1,4 @@
-"""What `mmpt evaluate`, `mmpt embed` and `mmpt export` do."""
+"""What `mmpt evaluate`, `mmpt embed`, `mmpt search` and `mmpt export` do."""
 
 from __future__ import annotations
 
@@ -139,29 +139,64 @@ def embed(options: argparse.Namespace) -> None:
     model = MultimodalModel.from_pretrained(options.model, trust=options.trust)
     if options.output.suffix != ".npz":
         raise ConfigError(f"--output {options.output}: expected a name that ends in .npz")
-    model.modality(options.modality)
-    config = options.config or _recipe_of(options.modality)
-    data = data_of(config, options.input).attach(model.processors)
-    data.eval_batch_size = options.batch_size
-    everything = {name: OneModality(source, options.modality) for name, source in data.sources.items()}
-    data.sources = dict(everything)
+    names, rows, skipped = embed_everything(model, options.modality, options.config, options.input, options.batch_size)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = options.output.with_suffix(".part.npz")
+    np.savez(unfinished, embeddings=rows.numpy(), names=np.array(names))
+    os.replace(unfinished, options.output)
+    print(f"{options.output}: {len(names)} x {model.embed_dim}")
+    _print_skipped(skipped)
+
+
+def search(options: argparse.Namespace) -> None:
+    """`mmpt search`: the samples of the input (or of the recipe's data) that are most similar to a text."""
+    model = MultimodalModel.from_pretrained(options.model, trust=options.trust)
+    modality = options.modality or _only_modality(model)
+    names, rows, skipped = embed_everything(model, modality, options.config, options.input, options.batch_size)
+    best = (rows @ model.embed(TEXT, [options.text])[0].cpu()).topk(min(options.top, len(names)))
+    for score, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+        print(f"{score:6.3f}  {names[place]}")
+    _print_skipped(skipped)
+
+
+def embed_everything(
+    model: MultimodalModel, modality: str, config: Path | None, path: str | None, batch_size: int
+) -> tuple[list[str], Tensor, list[dict[str, Any]]]:
+    """Embed all samples of the first source of a configuration.
+
+    Args:
+        model: embeds.
+        modality: of the samples.
+        config: says how files are read; None is the recipe with the modality's name.
+        path: replaces the source's default data.
+        batch_size: samples at once.
+
+    Returns:
+        Names, embeddings (samples, embed_dim), and what could not be used.
+
+    Raises:
+        DataError: nothing could be embedded.
+    """
+    model.modality(modality)
+    data = data_of(config or _recipe_of(modality), path, first_source=True).attach(model.processors)
+    data.eval_batch_size = batch_size
+    data.sources = {name: OneModality(source, modality) for name, source in data.sources.items()}
     names: list[str] = []
     rows: list[Tensor] = []
     skipped: list[dict[str, Any]] = []
     loader = data.loader("test")
     with evaluating(model), torch.no_grad():
-        for batch in track(loader, description=f"embedding {options.modality}"):
+        for batch in track(loader, description=f"embedding {modality}"):
             skipped += batch.skipped
             if batch.inputs:
-                rows.append(model.embed(options.modality, batch.inputs[options.modality]).cpu())
+                rows.append(model.embed(modality, batch.inputs[modality]).cpu())
                 names += batch.names
     if not rows:
-        raise DataError(f"no sample of {options.input} could be embedded; the first problem: {skipped[0]['problem']}")
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = options.output.with_suffix(".part.npz")
-    np.savez(unfinished, embeddings=torch.cat(rows).numpy(), names=np.array(names))
-    os.replace(unfinished, options.output)
-    print(f"{options.output}: {len(names)} x {model.embed_dim}")
+        raise DataError(f"no sample of {path} could be embedded; the first problem: {skipped[0]['problem']}")
+    return names, torch.cat(rows), skipped
+
+
+def _print_skipped(skipped: Sequence[dict[str, Any]]) -> None:
     for row in skipped:
         print(f"skipped {row['sample']}: {row['problem']}; expected {row['expected']}")
 
@@ -228,12 +263,13 @@ def _own_classes(folder: Path) -> list[str]:
     return sorted(packages(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))))
 
 
-def data_of(config: Path, path: str | None = None) -> MultimodalData:
+def data_of(config: Path, path: str | None = None, first_source: bool = False) -> MultimodalData:
     """The data of a training configuration, which the caller trusts to name classes.
 
     Args:
         config: YAML with a `data` section.
         path: replaces the sources' default data.
+        first_source: use the first source alone, which is the one that reads the user's files.
 
     Raises:
         ConfigError: the file has no such section.
@@ -243,6 +279,9 @@ def data_of(config: Path, path: str | None = None) -> MultimodalData:
     section = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("data")
     if not isinstance(section, dict) or "sources" not in section:
         raise ConfigError(f"{config} has no data section with sources")
+    if first_source:
+        name = next(iter(section["sources"]))
+        section = section | {"sources": {name: section["sources"][name]}, "weights": None}
     options = from_config(section, trust=sorted(packages(section)))
     if path is not None:
         options["path"] = path

@@ -41,6 +41,8 @@ class Pretraining(L.LightningModule):
             start with and stay in evaluation mode (LiT, arXiv 2111.07991).
         weights: name -> weight of the head's loss: a number, or [step, weight] points with straight lines between them.
             Heads not named have weight 1; with weight 0 a head is not computed.
+        sources: name -> the sources of the data that the head learns from, where several sources give other pairs than
+            it wants (false statements beside descriptions). Heads not named learn from all.
         lr: peak learning rate of AdamW.
         weight_decay: on weight matrices; norms, biases, embeddings and temperatures have none.
         betas: of AdamW.
@@ -64,6 +66,7 @@ class Pretraining(L.LightningModule):
         pretrained: str | None = None,
         freeze: Sequence[str] = (),
         weights: dict[str, float | list[list[float]]] | None = None,
+        sources: dict[str, list[str]] | None = None,
         lr: float = 1e-3,
         weight_decay: float = 0.05,
         betas: tuple[float, float] = (0.9, 0.98),
@@ -79,6 +82,9 @@ class Pretraining(L.LightningModule):
         unknown = set(weights or ()) - set(heads)
         if unknown:
             raise ConfigError(f"weights name {sorted(unknown)}, but the heads are {sorted(heads)}")
+        if unknown := set(sources or ()) - set(heads):
+            raise ConfigError(f"sources name {sorted(unknown)}, but the heads are {sorted(heads)}")
+        self.sources = sources or {}
         self.model = model
         if pretrained is not None:
             start_from(model, Path(pretrained))
@@ -180,6 +186,8 @@ class Pretraining(L.LightningModule):
             weight = interpolate(self.weights[name], self.global_step)
             assert isinstance(head, Head)
             if weight == 0 or not features.has(head.modalities):
+                continue
+            if batch.source not in self.sources.get(name, [batch.source]):
                 continue
             output = head(features)
             total = weight * output.loss if total is None else total + weight * output.loss

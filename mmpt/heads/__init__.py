@@ -5,6 +5,7 @@ from mmpt.heads.alignment import CaptioningHead, MatchingHead
 from mmpt.heads.contrastive import ContrastiveHead, GroupContrastiveHead
 from mmpt.heads.head import Head, HeadOutput
 from mmpt.heads.masked import MaskedHead
+from mmpt.heads.similarity import SimilarityHead
 
 __all__ = [
     "AdversarialMaskedHead",
@@ -15,4 +16,5 @@ __all__ = [
     "HeadOutput",
     "MaskedHead",
     "MatchingHead",
+    "SimilarityHead",
 ]

@@ -16,6 +16,8 @@ from shapes import PointsEncoder
 from torch import Tensor
 
 from mmpt.encoder import Encoder, Inputs
+from mmpt.encoders.architecture import ArchitectureEncoder, ArchitectureProcessor
+from mmpt.encoders.architecture_graph import ArchitectureGraph
 from mmpt.encoders.cell import CellEncoder, GeneVocabulary
 from mmpt.encoders.image import ImageEncoder
 from mmpt.encoders.midi import MidiEncoder
@@ -27,6 +29,7 @@ from mmpt.heads import (
     Head,
     MaskedHead,
     MatchingHead,
+    SimilarityHead,
 )
 from mmpt.masking import Exact, MaskingPolicy
 from mmpt.text import TextEncoder, TextTransformer
@@ -90,6 +93,18 @@ def _vit(hide: str) -> Callable[[], Encoder]:
 def _other_ids(inputs: Inputs, units: Tensor) -> Inputs:
     ids = inputs["ids"]
     return {**inputs, "ids": torch.where(units, 5 + (ids + 3) % 20, ids)}
+
+
+def _networks() -> list[ArchitectureGraph]:
+    layers = ("conv", "bn", "relu", "max_pool", "sum")
+    types = [("input", *(layers[(i + k) % 5] for k in range(4 + 3 * i))) for i in range(4)]
+    shapes = [tuple((8 * (j % 3 + 1), 8, 3, 3) if t == "conv" else () for j, t in enumerate(row)) for row in types]
+    edges = [tuple({(max(0, j - 1), j) for j in range(1, len(row))} | {(0, len(row) - 1)}) for row in types]
+    return [ArchitectureGraph(*parts) for parts in zip(types, shapes, edges, strict=True)]
+
+
+def _other_types(inputs: Inputs, units: Tensor) -> Inputs:
+    return {**inputs, "types": torch.where(units, (inputs["types"] + 3) % 30, inputs["types"])}
 
 
 def _points() -> list[list[list[float]]]:
@@ -170,6 +185,14 @@ ENCODERS = [
         Exact(0.4, 0.8, 0.1),
     ),
     EncoderCase(
+        "architecture",
+        lambda: ArchitectureEncoder(32, 2, processor=ArchitectureProcessor(24)),
+        _networks,
+        "absent.json",
+        _other_types,
+        Exact(0.4, 0.8, 0.1),
+    ),
+    EncoderCase(
         "points (outside mmpt)",
         PointsEncoder,
         _points,
@@ -187,4 +210,5 @@ HEADS: list[tuple[str, Callable[[str], Head]]] = [
     ("masked", lambda modality: MaskedHead(modality, Exact(0.5, 1.0, 0.0))),
     ("matching", lambda modality: MatchingHead(modality)),
     ("captioning", lambda modality: CaptioningHead(modality)),
+    ("similarity", lambda modality: SimilarityHead(modality)),
 ]

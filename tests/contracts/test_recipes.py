@@ -1,6 +1,8 @@
 """What every recipe promises."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +90,27 @@ def test_image_recipe_runs_on_own_pictures_and_leaves_a_report(pictures, tmp_pat
     assert "data:image/png;base64" in page
     model = MultimodalModel.from_pretrained(run / "model")
     assert model.zero_shot("image", [pictures / "red" / "0.png"], ["red", "blue"]).shape == (1, 2)
+
+
+def test_architecture_recipe_runs_and_its_model_finds_networks(tmp_path):
+    run = tmp_path / "run"
+    environment = os.environ | {"MMPT_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, str(recipes_folder() / "architecture" / "run.py"), "--smoke", "--output", str(run)]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
+    metrics = json.loads((run / "metrics.json").read_text())
+    for name in ("search/network_to_text/R@5", "reasoning/hard/accuracy", "clones/auroc", "questions/accuracy"):
+        assert 0 <= metrics[name] <= 1
+    assert "search/network_to_text/R@5_bag_of_types" in metrics
+    assert (run / "report.html").is_file()
+    table = tmp_path / "mine.csv"
+    table.write_text("network\nresnet18\nno_such_model\n")
+    command = [sys.executable, "-m", "mmpt.cli", "search", "residual network", "--input", str(table)]
+    command += ["--model", str(run / "model"), "--trust", "mmpt"]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert re.search(r"^ *-?[01]\.\d{3}  resnet18$", result.stdout, re.MULTILINE)
+    assert "skipped no_such_model" in result.stdout
 
 
 @pytest.mark.slow

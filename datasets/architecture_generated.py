@@ -1,0 +1,287 @@
+"""Generated networks with statements and questions: cells of parallel layers, in the manner of DARTS and AutoNet."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from typing import Literal
+
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+
+from mmpt.datasets.architecture_statements import Statement, questions, statement, vocabulary_of
+from mmpt.encoders.architecture_graph import ArchitectureGraph
+from mmpt.encoders.architecture_trace import VERSION, trace
+from mmpt.errors import ConfigError
+from mmpt.files import cache_folder, hash_fraction, write_cache
+from mmpt.source import Sample, Source, Split
+
+LAYERS = [
+    "conv1",
+    "conv3",
+    "conv5",
+    "conv7",
+    "conv1x7",
+    "sep3",
+    "sep5",
+    "dil3",
+    "dil5",
+    "max",
+    "avg",
+    "attention",
+    "se",
+]
+NORMS = {"batch": "bn", "layer": "ln", "group": "gn"}
+ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "hardswish": nn.Hardswish}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a generated network is built from.
+
+    Attributes:
+        stem: kernel of the first convolution.
+        channels: of the first cell; each later stage has twice as many.
+        cells: for each cell the layers that run in parallel and are added up.
+        halve: numbers of the cells behind which the map is halved and the channels doubled.
+        norm: kind of normalisation.
+        activation: kind of activation.
+        dense: linear layers at the end.
+    """
+
+    stem: int
+    channels: int
+    cells: tuple[tuple[str, ...], ...]
+    halve: tuple[int, ...]
+    norm: str
+    activation: str
+    dense: int
+
+    @property
+    def combination(self) -> str:
+        """Which kinds of layers it is made of; networks are split by this, so that no combination is in two splits."""
+        return " ".join([*sorted({layer for cell in self.cells for layer in cell}), self.norm, self.activation])
+
+
+def draw_recipe(draw: random.Random, max_cells: int = 6) -> Recipe:
+    """A random recipe."""
+    kinds = draw.sample(LAYERS, draw.randint(1, 4))
+    cells = tuple(
+        tuple(draw.choice(kinds) for _ in range(draw.randint(1, 3))) for _ in range(draw.randint(2, max_cells))
+    )
+    halve = tuple(sorted(draw.sample(range(len(cells)), min(2, len(cells) - 1))))
+    return Recipe(
+        draw.choice((3, 5, 7)),
+        draw.choice((16, 24, 32, 48, 64)),
+        cells,
+        halve,
+        draw.choice(list(NORMS)),
+        draw.choice(list(ACTIVATIONS)),
+        draw.randint(1, 2),
+    )
+
+
+class _ChannelNorm(nn.LayerNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class _Attention(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.entry, self.exit = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        query, key, value = self.entry(tokens).chunk(3, -1)
+        tokens = self.exit(nn.functional.scaled_dot_product_attention(query, key, value))
+        return tokens.transpose(1, 2).reshape(x.shape)
+
+
+class _SqueezeExcite(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(channels, channels // 4, 1), nn.Conv2d(channels // 4, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.up(self.down(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+
+
+class _Cell(nn.Module):
+    def __init__(self, branches: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = x
+        for branch in self.branches:
+            total = total + branch(x)
+        return total
+
+
+def build_network(recipe: Recipe) -> nn.Module:
+    """The network of a recipe for pictures (batch, 3, 32, 32) and 10 classes."""
+
+    def norm(channels: int) -> nn.Module:
+        if recipe.norm == "batch":
+            return nn.BatchNorm2d(channels)
+        return _ChannelNorm(channels) if recipe.norm == "layer" else nn.GroupNorm(4, channels)
+
+    def layer(kind: str, channels: int) -> nn.Module:
+        def conv(kernel: int | tuple[int, int], groups: int = 1, dilation: int = 1) -> nn.Conv2d:
+            sizes = (kernel, kernel) if isinstance(kernel, int) else kernel
+            padding = tuple(dilation * (size // 2) for size in sizes)
+            return nn.Conv2d(channels, channels, sizes, 1, padding, dilation, groups, bias=False)
+
+        if kind in ("max", "avg"):
+            return nn.MaxPool2d(3, 1, 1) if kind == "max" else nn.AvgPool2d(3, 1, 1)
+        if kind == "attention":
+            return _Attention(channels)
+        if kind == "se":
+            return _SqueezeExcite(channels)
+        kernel = int(kind[-1])
+        if kind == "conv1x7":
+            parts: list[nn.Module] = [conv((1, 7)), conv((7, 1))]
+        elif kind.startswith("conv"):
+            parts = [conv(kernel)]
+        else:
+            parts = [conv(kernel, channels, 2 if kind.startswith("dil") else 1), conv(1)]
+        return nn.Sequential(*parts, norm(channels), ACTIVATIONS[recipe.activation]())
+
+    channels = recipe.channels
+    parts: list[nn.Module] = [
+        nn.Conv2d(3, channels, recipe.stem, 1, recipe.stem // 2, bias=False),
+        norm(channels),
+        ACTIVATIONS[recipe.activation](),
+    ]
+    for number, cell in enumerate(recipe.cells):
+        parts.append(_Cell([layer(kind, channels) for kind in cell]))
+        if number in recipe.halve:
+            parts += [nn.Conv2d(channels, 2 * channels, 1, 2, bias=False), norm(2 * channels)]
+            channels *= 2
+    parts += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    parts += [nn.Linear(channels, channels), ACTIVATIONS[recipe.activation]()] * (recipe.dense - 1)
+    return nn.Sequential(*parts, nn.Linear(channels, 10))
+
+
+def wider(recipe: Recipe) -> Recipe:
+    """A clone: the same network with half as many channels again."""
+    return replace(recipe, channels=recipe.channels * 3 // 2)
+
+
+def graph_of_recipe(recipe: Recipe) -> ArchitectureGraph:
+    """The graph of a recipe's network, which is never built on real memory."""
+    with torch.device("meta"):
+        network = build_network(recipe)
+    name = hashlib.blake2b(json.dumps(asdict(recipe)).encode(), digest_size=5).hexdigest()
+    return trace(network, (torch.empty(1, 3, 32, 32),), name=f"generated-{name}")
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A generated network, and a clone of it that is half as wide again."""
+
+    recipe: Recipe
+    graph: ArchitectureGraph
+    clone: ArchitectureGraph
+
+
+@cache
+def generated(count: int, max_cells: int, seed: int) -> tuple[Generated, ...]:
+    """Different networks, the same ones for equal arguments; traced once and kept in the cache."""
+    draw = random.Random(seed)
+    recipes = list(dict.fromkeys(draw_recipe(draw, max_cells) for _ in range(2 * count)))[:count]
+    digest = hashlib.blake2b(f"{recipes}{VERSION}{torch.__version__}".encode(), digest_size=10).hexdigest()
+    path = cache_folder() / "architecture" / f"generated-{digest}.jsonl"
+    if path.is_file():
+        graphs = [ArchitectureGraph.from_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    else:
+        both = [r for recipe in recipes for r in (recipe, wider(recipe))]
+        graphs = [graph_of_recipe(recipe) for recipe in track(both, description="generating networks")]
+        write_cache(path, lambda file: file.write("\n".join(g.to_json() for g in graphs).encode()))
+    return tuple(Generated(recipe, graphs[2 * i], graphs[2 * i + 1]) for i, recipe in enumerate(recipes))
+
+
+class GeneratedNetworks(Source):
+    """Generated networks with a statement that is true or false, or with a question and its answer.
+
+    Samples hold `architecture` and `text`. With statements, labels are `match` (1: true), `hard` (about number, kernel,
+    order or size, not only about which layers there are) and `network`, its number. In training each network appears
+    `per_network` times, each time with a new statement: true and false, easy and hard ones equally often. The other
+    splits have fixed ones.
+
+    Args:
+        count: networks.
+        max_cells: the most cells of one.
+        per_network: samples of each network.
+        about: "statements" or "questions".
+        seed: of the networks and of the fixed statements.
+
+    Raises:
+        ConfigError: counts below 1.
+    """
+
+    def __init__(
+        self,
+        count: int = 1000,
+        max_cells: int = 6,
+        per_network: int = 4,
+        about: Literal["statements", "questions"] = "statements",
+        seed: int = 0,
+    ) -> None:
+        if min(count, max_cells - 1, per_network) < 1:
+            raise ConfigError(
+                f"count={count}, max_cells={max_cells}, per_network={per_network}; expected 1, 2, 1 or more"
+            )
+        self.count, self.max_cells, self.per_network, self.about, self.seed = count, max_cells, per_network, about, seed
+
+    def networks(self, name: Split) -> list[Generated]:
+        """The networks of one split: no combination of layers is in two of them."""
+        limits = {"train": (0.0, 0.8), "validation": (0.8, 0.87), "test": (0.87, 1.0)}[name]
+        every = generated(self.count, self.max_cells, self.seed)
+        return [g for g in every if limits[0] <= hash_fraction(g.recipe.combination) < limits[1]]
+
+    def split(self, name: Split) -> _Statements:
+        """See `Source`."""
+        names = vocabulary_of([g.graph for g in generated(self.count, self.max_cells, self.seed)])
+        return _Statements(self.networks(name), names, self, fixed=name != "train")
+
+    def texts(self) -> Sequence[str]:
+        """Some thousand texts of the training networks."""
+        samples = self.split("train")
+        return [str(samples[i].modalities["text"]) for i in range(min(len(samples), 4000))]
+
+
+class _Statements:
+    def __init__(
+        self, networks: Sequence[Generated], names: Sequence[str], source: GeneratedNetworks, fixed: bool
+    ) -> None:
+        self.networks, self.names, self.source, self.fixed = networks, names, source, fixed
+
+    def __len__(self) -> int:
+        return len(self.networks) * self.source.per_network
+
+    def __getitem__(self, index: int) -> Sample:
+        """A statement or question; a new one each time in training, from torch's generator."""
+        number, which = divmod(index, self.source.per_network)
+        graph = self.networks[number].graph
+        seed = f"{self.source.seed} {index}" if self.fixed else str(int(torch.randint(2**31, ())))
+        draw = random.Random(seed)
+        if self.source.about == "questions":
+            question = draw.choice(questions(graph))
+            text = f"{question.text} {question.answer}"
+            return Sample({"architecture": graph, "text": text}, f"{graph.name}: {question.text}", {"network": number})
+        said = self._statement(graph, draw, which)
+        labels = {"match": int(said.true), "hard": int(said.hard), "network": number}
+        return Sample({"architecture": graph, "text": said.text}, f"{graph.name}: {said.text}", labels)
+
+    def _statement(self, graph: ArchitectureGraph, draw: random.Random, which: int) -> Statement:
+        true, hard = which % 2 == 0, which % 4 >= 2
+        said = statement(graph, self.names, draw, true, hard) or statement(graph, self.names, draw, True, False)
+        assert said is not None  # every network has a layer to speak of
+        return said
