@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from mmpt.errors import ConfigError
+from mmpt.errors import ConfigError, MmptError
 from mmpt.report import build_report, print_metrics, write_metrics
 
 
@@ -71,6 +71,35 @@ def parse_options(description: str, arguments: Sequence[str] | None = None) -> R
     options, overrides = parser.parse_known_args(arguments)
     output = options.output or Path("runs") / f"recipe-{time.strftime('%Y%m%d-%H%M%S')}"
     return RecipeOptions(output, options.seed, options.smoke, options.demo, overrides)
+
+
+def recipe_main(
+    description: str, run: Callable[[RecipeOptions, Console], Any], arguments: Sequence[str] | None = None
+) -> int:
+    """Run a recipe from its command line.
+
+    Args:
+        description: what the recipe does, for `--help`.
+        run: the recipe.
+        arguments: None is `sys.argv`.
+
+    Returns:
+        Exit status: 0, or 2 after an error that mmpt explains.
+    """
+    options = parse_options(description, arguments)
+    console = Console()
+    try:
+        run(options, console)
+    except MmptError as error:
+        console.print(f"{type(error).__name__}: {error}", style="red", highlight=False, soft_wrap=True)
+        return 2
+    return 0
+
+
+def fit_arguments(config: Path, output: Path, seed: int) -> list[str]:
+    """The command line of `mmpt fit` for a configuration, in the fastest safe precision."""
+    arguments = ["fit", "--config", str(config), "--output", str(output)]
+    return [*arguments, "--seed_everything", str(seed), "--data.seed", str(seed), "--trainer.precision", precision()]
 
 
 def precision() -> str:

@@ -24,31 +24,18 @@ from mmpt.data import MultimodalData
 from mmpt.datasets.emoji import Emoji
 from mmpt.datasets.emoji_art import drawings
 from mmpt.encoders.image_processor import read_image
-from mmpt.errors import MmptError
 from mmpt.evaluation.nearest import label_similarity
 from mmpt.evaluation.projection import two_dimensional
 from mmpt.evaluation.retrieval import retrieval
 from mmpt.finetuning import rebuilt
 from mmpt.model import TEXT, MultimodalModel
-from mmpt.recipe import RecipeOptions, Stages, finish, parse_options, precision, start
+from mmpt.recipe import RecipeOptions, Stages, finish, fit_arguments, recipe_main, start
 from mmpt.report import ExampleRow, write_embeddings, write_examples
 from mmpt.training import train
 
 HERE = Path(__file__).parent
 DEMO = ["--trainer.max_epochs", "4", "--trainer.check_val_every_n_epoch", "4"]
 SMOKE = ["--trainer.max_steps", "3", "--trainer.limit_val_batches", "1"]
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the recipe; 0 on success, 2 after an error that mmpt explains."""
-    options = parse_options(__doc__.splitlines()[0], arguments)
-    console = Console()
-    try:
-        run(options, console)
-    except MmptError as error:
-        console.print(f"{type(error).__name__}: {error}", style="red", highlight=False, soft_wrap=True)
-        return 2
-    return 0
 
 
 def run(options: RecipeOptions, console: Console) -> dict[str, float]:
@@ -74,15 +61,9 @@ def run(options: RecipeOptions, console: Console) -> dict[str, float]:
 def pretrain(options: RecipeOptions) -> tuple[MultimodalModel, MultimodalData]:
     """`mmpt fit` with pretrain.yaml."""
     extra = SMOKE if options.smoke else DEMO if options.demo else []
-    finished = train(fit_arguments("pretrain.yaml", options.output, options.seed) + extra + options.overrides)
+    finished = train(fit_arguments(HERE / "pretrain.yaml", options.output, options.seed) + extra + options.overrides)
     model = finished.model.model.eval()
     return model, finished.datamodule.attach(model.processors)
-
-
-def fit_arguments(config: str, output: Path, seed: int) -> list[str]:
-    """The command line of `mmpt fit` for one of this recipe's configurations."""
-    arguments = ["fit", "--config", str(HERE / config), "--output", str(output)]
-    return [*arguments, "--seed_everything", str(seed), "--data.seed", str(seed), "--trainer.precision", precision()]
 
 
 def own_retrieval(model: MultimodalModel, data: MultimodalData) -> dict[str, float]:
@@ -167,7 +148,7 @@ def fine_tuning(options: RecipeOptions, own: bool) -> dict[str, float]:
         folder = run_folder / f"finetuned{suffix}"
         scratch_option = ["--model.from_scratch", json.dumps(scratch)]
         start_from = ["--model.pretrained", str(run_folder / "model"), *scratch_option]
-        finished = train([*fit_arguments("finetune.yaml", folder, options.seed), *start_from, *extra, *path])
+        finished = train([*fit_arguments(HERE / "finetune.yaml", folder, options.seed), *start_from, *extra, *path])
         tested = finished.trainer.test(finished.model, finished.datamodule, verbose=False)[0]
         metrics[f"few_labels/accuracy{suffix}"] = tested["test/classification/accuracy"]
         metrics[f"few_labels/macro_f1{suffix}"] = tested["test/classification/macro_f1"]
@@ -226,4 +207,4 @@ def samples(examples: Any) -> list[Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(recipe_main(__doc__.splitlines()[0], run))
