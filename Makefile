@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 THREADS ?= 1
 
-.PHONY: demo test test-slow check recipes-image recipes-cell clean
+.PHONY: demo test test-slow check recipes-image recipes-midi recipes-cell clean
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -31,6 +31,9 @@ recipes-image: .venv/ready  ## the full image recipe, about 20 minutes on 2 core
 
 recipes-cell: .venv/ready  ## the cell recipe, some minutes
 	$(BIN)/python recipes/cell/run.py --output runs/cell
+
+recipes-midi: .venv/ready  ## the full MIDI recipe, about 5 minutes on 2 cores
+	$(BIN)/python recipes/midi/run.py --output runs/midi
 
 clean:
 	rm -rf .venv build runs *.egg-info .pytest_cache .ruff_cache .mypy_cache

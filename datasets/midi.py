@@ -67,21 +67,22 @@ class Music(Source):
     - a table (.csv, .tsv, .jsonl) with a column of paths (`file`, `path`, `midi`) and, if there are, columns `class`
       and `split`. Paths begin at the table's folder, or inside `root`, which may be a .zip file.
 
-    Below `train`, `validation` and `test` folders, or with a `split` column, the data say the splits; otherwise a hash of
-    the file's name without folder and suffix does, so that versions of one piece (`melody/jig1.mid` and `jig1.mid`) stay
-    together. Splits are by piece: excerpts of one piece are never in two of them. Pieces with the same notes as an earlier
-    one are left out, with a warning.
+    Below `train`, `validation` and `test` folders, or with a `split` column, the data say the splits; otherwise a hash
+    of the file's name without folder and suffix does, so that versions of one piece (`melody/jig1.mid` and `jig1.mid`)
+    stay together. Splits are by piece: excerpts of one piece are never in two of them. Pieces with the same notes as an
+    earlier one are left out, with a warning.
 
     Each sample has the modalities `midi` (an excerpt) and `text` (the class, or the file's name), the labels `piece`,
-    `group` (equal for equal texts) and, where there are classes, `class`. The notes have the label `velocity`, and `part`
-    if `parts` are named; for the default data `part` says whether a note is in the upper voice.
+    `group` (equal for equal texts) and, where there are classes, `class`. The notes have the label `velocity`, and
+    `part` if `parts` are named; for the default data `part` says whether a note is in the upper voice.
 
     Args:
         path: see above.
         corpus: the default data, used while `path` is None.
         root: where the paths of a table begin.
         classes: where the class of a file comes from: "folder" (the one that it lies in), a regular expression with one
-            group that is searched in its path, such as `([a-z]+)[^/]*$`, or None. A table's `class` column goes first.
+            group that is searched in its path, such as `([a-z]+)[^/]*$` (files in whose path it does not occur are left
+            out), or None. A table's `class` column goes first.
         parts: names of tracks. Each note gets the label `part` by the name of its track.
         length: notes of an excerpt. Give the encoder's `max_length`, less 1 for encodings that mark the end of a piece.
         shortest: a last excerpt with fewer notes is left out, unless it is the only one.
@@ -103,7 +104,7 @@ class Music(Source):
         root: str | None = None,
         classes: str | None = FOLDER,
         parts: Sequence[str] = (),
-        length: int = 127,
+        length: int = 63,
         shortest: int = 16,
         time_signature: str | None = None,
         min_pieces: int = 1,
@@ -168,7 +169,8 @@ class Music(Source):
         counts: dict[str | None, int] = {}
         for piece in pieces:
             counts[piece.style] = counts.get(piece.style, 0) + 1
-        return [p for p in pieces if p.style is None or counts[p.style] >= self.min_pieces]
+        optional = self.classes in (None, FOLDER)
+        return [p for p in pieces if (optional if p.style is None else counts[p.style] >= self.min_pieces)]
 
     def _assign(self, pieces: Sequence[Piece]) -> list[Split]:
         given = [piece.split for piece in pieces]
@@ -195,7 +197,8 @@ class Music(Source):
                 notes = self._prepared(piece.notes)
                 yield Piece(piece.name, with_voices(notes), None, piece.style, None, piece.work)
             for record in skipped:
-                yield Piece(record["sample"], None, SampleError(**record))
+                error = SampleError(record["sample"], record["problem"], record["expected"])
+                yield Piece(error.sample, None, error)
             return
         place = Path(self.path)
         if not place.exists():
@@ -302,7 +305,7 @@ def with_voices(notes: Notes) -> Notes:
 
 
 def content_hash(notes: Notes) -> str:
-    """Equal for pieces with the same pitches at the same times in sixteenths of a quarter, whatever file they are in."""
+    """Equal for pieces with the same pitches at the same times in 1/16 of a quarter, whatever file they are in."""
     onset = np.rint(notes.start * 16 / notes.ticks_per_quarter).astype(np.int64)
     onset -= onset[:1]  # notes are in the order of their start
     return hashlib.sha256(np.stack([onset, notes.pitch], 1)[np.lexsort((notes.pitch, onset))].tobytes()).hexdigest()

@@ -29,8 +29,7 @@ STYLES: dict[str, tuple[str, ...]] = {
 }
 """Style -> files of the corpus. Files of tunes (.abc) hold many pieces each.
 
-Irish tunes (O'Neill, Ryan, Aird) are left out: the Nottingham collection has many of them too, and it is what people test
-on.
+Irish tunes (O'Neill, Ryan, Aird) are left out: many are in the Nottingham collection too, which people test on.
 """
 
 TICKS = 480
@@ -64,12 +63,12 @@ class Corpus(Configurable):
         ConfigError: an unknown style, or no pieces.
     """
 
-    def __init__(self, pieces_per_style: int = 80, styles: Sequence[str] | None = None) -> None:
+    def __init__(self, pieces_per_style: int = 60, styles: Sequence[str] | None = None) -> None:
         unknown = set(styles or ()) - set(STYLES)
         if unknown or pieces_per_style < 1:
             raise ConfigError(
-                f"pieces_per_style={pieces_per_style}, unknown styles {sorted(unknown)}; expected at least 1 and some of "
-                f"{', '.join(STYLES)}"
+                f"pieces_per_style={pieces_per_style}, unknown styles {sorted(unknown)}; expected at least 1 and "
+                f"some of {', '.join(STYLES)}"
             )
         self.pieces_per_style = pieces_per_style
         self.styles = list(STYLES if styles is None else styles)
@@ -112,8 +111,8 @@ class Corpus(Configurable):
         for style, name in track(chosen, description="reading music21's corpus (once)"):
             file, _, number = name.partition("#")
             try:
-                options = {"number": int(number)} if number else {}
-                stream = music21.converter.parse(str(root / file), forceSource=True, **options)
+                tune: dict[str, Any] = {"number": int(number)} if number else {}
+                stream = music21.converter.parse(str(root / file), forceSource=True, **tune)
                 notes = from_music21(stream)
             except Exception as error:  # music21 raises nearly anything for a damaged piece
                 problem = f"music21 can't read it ({type(error).__name__}: {error})"

@@ -44,7 +44,7 @@ def infill_bar(encoder: MidiEncoder, notes: Notes, bar: int, rounds: int = 8) ->
     inside = np.flatnonzero(bars == bar)
     if not len(inside):
         raise DataError(f"no note begins in bar {bar}; the piece has notes in the bars {bars.min()} to {bars.max()}")
-    room = encoder.processor.max_length - encoder.tokenizer.ends
+    room = encoder.max_length - encoder.tokenizer.ends
     first = max(0, min(int(inside.mean()) - room // 2, len(encoded) - room))
     words = encoded[first : first + room].copy()
     if encoder.tokenizer.fields[0].values > 2:

@@ -94,9 +94,9 @@ class Notes:
             signatures=_from(self.signatures, origin),
         )
 
-    def score(self) -> symusic.Score:
+    def score(self) -> Any:
         """A symusic score with one track for each track number and program; `dump_midi` writes it to a file."""
-        score = symusic.Score(self.ticks_per_quarter)
+        score: Any = symusic.Score(self.ticks_per_quarter)
         for tick, tempo in self.tempos:
             score.tempos.append(symusic.Tempo(int(tick), float(tempo)))
         for tick, numerator, denominator in self.signatures.tolist():
@@ -104,7 +104,7 @@ class Notes:
         for track, program in np.unique(np.stack([self.track, self.program], 1), axis=0).tolist():
             chosen = (self.track == track) & (self.program == program)
             drums = program == DRUMS
-            part = symusic.Track(f"track {track}", 0 if drums else program, drums)
+            part: Any = symusic.Track(f"track {track}", 0 if drums else program, drums)
             part.notes = symusic.Note.from_numpy(
                 self.start[chosen].astype(np.int32),
                 np.maximum(self.end - self.start, 1)[chosen].astype(np.int32),

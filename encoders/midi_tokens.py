@@ -96,8 +96,8 @@ class CompoundWords(MidiTokenizer):
     """The simplified Compound Word encoding of MidiBERT-Piano (arXiv 2107.05223): bar, position, pitch, duration.
 
     Sixteenth notes of 4/4 bars. Velocity, instrument, tempo and metre are not part of it, and all tracks are merged.
-    Bars without notes leave no trace, so decoding closes such gaps. Times are rescaled to 480 ticks per quarter first;
-    the released code assumes that the file has them.
+    Drums are left out, as their keys are no pitches. Bars without notes leave no trace, so decoding closes such gaps.
+    Times are rescaled to 480 ticks per quarter first; the released code assumes that the file has them.
 
     Args:
         out_of_range: notes outside the keys 22..107, which the released code stops at, are moved by octaves ("fold") or
@@ -116,7 +116,8 @@ class CompoundWords(MidiTokenizer):
     def encode(self, notes: Notes) -> Words:
         """See `MidiTokenizer`. Rows are [bar, position, pitch, duration]; bar 0 begins a new bar, 1 continues it."""
         outside = (notes.pitch < CP_LOWEST) | (notes.pitch >= CP_LOWEST + CP_PITCHES)
-        kept = np.flatnonzero(~outside) if self.out_of_range == "drop" else np.arange(len(notes))
+        drums = notes.program == DRUMS
+        kept = np.flatnonzero(~drums & ~outside if self.out_of_range == "drop" else ~drums)
         chosen = notes.take(kept)
         scale = CP_TICKS / notes.ticks_per_quarter
         step = np.ceil(chosen.start * scale / STEP - 0.5).astype(np.int64)  # the nearest, ties to the earlier one
@@ -135,8 +136,7 @@ class CompoundWords(MidiTokenizer):
         words = np.stack(
             [1 - new.astype(np.int64), step % (BAR // STEP), pitch[order], np.clip(duration, 0, 63)[order]], 1
         )
-        dropped = len(notes) - len(kept)
-        return Words(words, kept[order], 0 if dropped else int(outside.sum()), dropped)
+        return Words(words, kept[order], int(outside[kept].sum()), len(notes) - len(kept))
 
     def decode(self, words: ArrayLike) -> Notes:
         """See `MidiTokenizer`: piano at velocity 64, 120 quarter notes a minute."""

@@ -22,8 +22,8 @@ class Geometry(NamedTuple):
     Attributes:
         allowed: bool, broadcastable to (batch, 1, query, key): True where the query may look at the key.
         angles: rotary cosine and sine, or None.
-        relative_rows: long (batch or 1, 1, query, key): row of the table of relative vectors. None where there are none,
-            and in relative_key_query for positions 0, 1, 2, ....
+        relative_rows: long (batch or 1, 1, query, key): row of the table of relative vectors. None where there are
+            none, and in relative_key_query for positions 0, 1, 2, ....
         reach: the table of relative vectors is needed for distances -reach to reach only.
         relative: (rows, width) relative vectors that the layers share (disentangled), or None.
     """

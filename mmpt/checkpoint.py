@@ -60,9 +60,15 @@ def from_pretrained(folder: Path, trust: Sequence[str] = ()) -> MultimodalModel:
 
 
 def save_heads(heads: Mapping[str, Head], folder: Path) -> None:
-    """Write the heads that trained a model into its folder: temperatures, and classifiers that score pairs."""
+    """Write the heads that trained a model into its folder: temperatures, and classifiers that score pairs.
+
+    What a head remembers of the run itself (`get_extra_state`) is in checkpoints only.
+    """
     weights = {
-        f"{name}.{key}": value.contiguous() for name, head in heads.items() for key, value in head.state_dict().items()
+        f"{name}.{key}": value.contiguous()
+        for name, head in heads.items()
+        for key, value in head.state_dict().items()
+        if torch.is_tensor(value)
     }
     config = {name: head.config(folder) for name, head in heads.items()}
     (folder / HEADS_CONFIG).write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
@@ -152,6 +158,7 @@ def load_weights(module: torch.nn.Module, path: Path, partial: bool = False) -> 
     except RuntimeError as error:
         raise CheckpointError(f"{path} belongs to another configuration: {error}") from error
     missing = [name for name in missing if not (tied.get(name, set()) & weights.keys())]
+    missing = [name for name in missing if not name.endswith("_extra_state")]
     if (missing and not partial) or unexpected:
         raise CheckpointError(
             f"{path} belongs to another configuration: {len(missing)} parameters are missing "

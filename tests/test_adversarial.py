@@ -232,6 +232,10 @@ class TestHead:
         other, _ = self.features(text, freeze_every=1)
         other.load_state_dict(torch.load(tmp_path / "head.pt", weights_only=True))
         assert torch.equal(other.shares, head.shares)
+        assert other.freezing
+        other.start_epoch(2)  # resumed within the epoch: its accuracies are not complete yet
+        assert torch.equal(other.shares, head.shares)
+        assert torch.equal(other.right, head.right)
         assert other.book.share == head.book.share
 
     def test_evaluation_hides_notes_at_random_and_leaves_the_book_alone(self, text):

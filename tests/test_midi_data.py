@@ -116,9 +116,10 @@ def test_a_table_cannot_lead_out_of_its_folder(songs, tmp_path):
 def test_repeated_pieces_are_left_out_with_a_warning(songs):
     first = songs / "jigs" / "1.mid"
     shutil.copy(first, songs / "reels" / "copy.mid")
+    source = Music(str(songs))
     with pytest.warns(UserWarning, match=r"1 pieces repeat .*copy\.mid"):
-        source = Music(str(songs))
-        assert "reels/copy.mid" not in set().union(*(names(source, split) for split in SPLITS))
+        source.split("train")
+    assert "reels/copy.mid" not in set().union(*(names(source, split) for split in SPLITS))
 
 
 def test_the_hash_of_a_piece_does_not_depend_on_resolution_or_silence_in_front():

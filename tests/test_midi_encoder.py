@@ -74,6 +74,12 @@ class TestProcessor:
         assert max(shifts) == 11
         assert torch.equal(processor([song])["words"], clean)
 
+    def test_drums_alone_are_refused_where_the_encoding_has_none_and_read_where_it_has(self):
+        drums = [(0, 1, 38, 90, DRUMS), (1, 2, 42, 90, DRUMS)]
+        with pytest.raises(SampleError, match="none of its 2 notes"):
+            MidiProcessor(CompoundWords())([drums])
+        assert MidiProcessor(Octuple(), transpose=True)([drums], training=True)["words"].shape == (1, 3, 8)
+
     def test_a_piece_without_a_note_in_the_vocabulary_is_refused(self):
         with pytest.raises(SampleError, match="none of its 1 notes") as error:
             MidiProcessor(CompoundWords("drop"))([WORKED, [(0, 1, 3)]])
@@ -227,3 +233,15 @@ def test_a_corruption_of_everything_leaves_nothing_of_the_piece():
     everything = Corruption(torch.where(units, MASK, KEEP).to(torch.uint8), units)
     tokens = model(inputs, everything)
     assert torch.equal(tokens.values[0], tokens.values[1])
+
+
+def test_unknown_options_are_refused():
+    for options in ({"initialization": "xavier"}, {"loss_weights": "rank"}):
+        with pytest.raises(ConfigError, match="choose"):
+            encoder(**options)
+
+
+def test_initialization_by_inputs_makes_distances_differ_from_the_start():
+    models = {name: encoder(initialization=name) for name in ("bert", "fan_in")}
+    spread = {name: model.transformer.layers[0].attention.distance.std() for name, model in models.items()}
+    assert spread["bert"] < 0.03 < 0.4 < spread["fan_in"]

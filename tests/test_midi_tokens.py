@@ -61,6 +61,11 @@ class TestCompoundWords:
         assert (dropped.folded, dropped.dropped) == (0, 3)
         assert dropped.notes.tolist() == [1]
 
+    def test_drums_are_left_out_and_counted(self):
+        encoded = CompoundWords().encode(from_array([(0, 1, 38, 90, DRUMS), (0, 1, 60, 90, 0), (1, 2, 9, 90, 0)]))
+        assert (encoded.words[:, 2] + 22).tolist() == [60, 33]
+        assert (encoded.notes.tolist(), encoded.folded, encoded.dropped) == ([1, 2], 1, 1)
+
     def test_round_trip_on_the_grid(self):
         notes = piece(60)
         back = CompoundWords().decode(CompoundWords().encode(notes).words)

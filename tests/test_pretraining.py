@@ -224,6 +224,26 @@ class TestParameterGroups:
         assert [id(p) for p in decayed["params"]] == [id(model[1].weight)]
         assert len(kept["params"]) == 4  # two biases, weight and bias of the norm
 
+    def test_pretrained_parts_may_learn_more_slowly(self):
+        module = make_pretraining({"c": ContrastiveHead("points")}, lr=0.1, warmup_steps=0, total_steps=10)
+        factors = {"model.modalities.text": 0.5, "model.modalities.text.encoder.text.word": 0.1}
+        module.lr_factors = factors
+        groups = parameter_groups(module, 0.05, 0.1, factors)
+        names = {id(parameter): name for name, parameter in module.named_parameters()}
+        found = {names[id(p)]: group["lr"] for group in groups for p in group["params"]}
+        assert set(found) == set(names.values())
+        for name, rate in found.items():
+            slow = 0.01 if name.startswith("model.modalities.text.encoder.text.word") else 0.05
+            assert rate == pytest.approx(slow if name.startswith("model.modalities.text") else 0.1), name
+        trainer = make_trainer(max_steps=5)
+        trainer.fit(module, figures())
+        rates = {round(group["lr"], 6) for group in trainer.optimizers[0].param_groups}
+        assert rates == {0.05, 0.025, 0.005}  # half of a cosine over ten steps
+
+    def test_a_factor_for_nothing_is_refused(self):
+        with pytest.raises(ConfigError, match="no trained parameter"):
+            parameter_groups(nn.Linear(2, 2), 0.1, 0.1, {"model.txt": 0.1})
+
 
 class TestFaults:
     def test_accumulation_with_a_contrastive_head_is_refused_before_the_first_step(self):

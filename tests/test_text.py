@@ -337,3 +337,19 @@ def test_a_configuration_file_can_name_every_form_of_tokenizer(tmp_path):
         text = parser.instantiate(config).text
         assert text.tokenizer.get_vocab() == TOKENIZER.get_vocab()
         assert text.transformer.layers[0].cross is not None
+
+
+def test_losses_of_single_tokens_add_up_to_the_reconstruction_loss():
+    from contracts.cases import TEXTS, text_transformer
+
+    from mmpt.masking import Exact
+    from mmpt.text import TextEncoder
+
+    encoder = TextEncoder(text_transformer()).eval()
+    inputs = encoder.processor(TEXTS)
+    corruption = Exact(0.5)(encoder.units(inputs), generator=torch.Generator().manual_seed(0))
+    logits = encoder.reconstruct(encoder(inputs, corruption), corruption)
+    found = encoder.unit_losses(logits, inputs, corruption)
+    part = encoder.reconstruction_loss(logits, inputs, corruption)
+    torch.testing.assert_close(found.losses.mean(), part.loss)
+    torch.testing.assert_close(found.correct.float().mean(), part.logs["accuracy"])

@@ -429,3 +429,17 @@ def test_inputs_that_can_t_work_are_refused():
     with pytest.raises(ConfigError, match="unknown"):
         model(tokens, "backwards")
     build("rotary")(batch(40))  # unlimited
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 9])
+def test_positions_in_order_need_no_index(length):
+    torch.manual_seed(0)
+    model = Transformer(16, 2, 4, positions="relative_key_query", max_length=9)
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.attention.distance.normal_()
+    tokens = Tokens(torch.randn(3, length, 16), torch.arange(length) < torch.tensor([[length], [1], [length]]))
+    named = torch.arange(length).expand(3, length)
+    torch.testing.assert_close(
+        model(tokens).values, model(tokens, position_ids=named, position_limit=length).values, atol=1e-6, rtol=1e-5
+    )

@@ -16,6 +16,9 @@ from mmpt.mask_book import MaskBook
 from mmpt.masking import Exact, Scored, highest
 from mmpt.model import MultimodalModel
 
+_REMEMBERED = ("shares", "right", "batches", "epoch", "freezing")
+"""What a checkpoint keeps besides the weights and the book."""
+
 
 class MaskerTargets(NamedTuple):
     """What the masker should have said.
@@ -33,13 +36,13 @@ class AdversarialMaskedHead(Head):
     """Masked modelling of the units that a masker picks (Adversarial-MidiBERT, arXiv 2407.08306).
 
     The masker is two layers on the encoder's tokens of the clean input and shares the encoder. The units with its
-    highest probabilities are hidden; the encoder recovers all of them. Units that were really changed and hard to recover
-    are the masker's examples of 1, those that were easy of 0. Every `freeze_every` epochs the units with the highest
-    probabilities leave the game, as what context can't tell teaches nothing (`mmpt.mask_book.MaskBook`).
+    highest probabilities are hidden; the encoder recovers all of them. Units that were really changed and hard to
+    recover are the masker's examples of 1, those that were easy of 0. Every `freeze_every` epochs the units with the
+    highest probabilities leave the game, as what context can't tell teaches nothing (`mmpt.mask_book.MaskBook`).
 
-    The recoverer's loss is, over the parts of a unit with weights w, the mean over the chosen units plus the mean over all
-    units. w is in inverse proportion to each part's accuracy in the previous epoch. In evaluation 15 % of the units are
-    hidden at random as with `MaskedHead`, so that the losses of both can be compared.
+    The recoverer's loss is, over the parts of a unit with weights w, the mean over the chosen units plus the mean over
+    all units. w is in inverse proportion to each part's accuracy in the previous epoch. In evaluation 15 % of the units
+    are hidden at random as with `MaskedHead`, so that the losses of both can be compared.
 
     | needs                  | of                                                              |
     |------------------------|-----------------------------------------------------------------|
@@ -81,6 +84,7 @@ class AdversarialMaskedHead(Head):
         self.freeze_every, self.targets, self.released = freeze_every, targets, released
         self.book = MaskBook()
         self.freezing = False
+        self.epoch = -1
         self.shares: Tensor | None = None  # of the parts in the recoverer's loss; equal until an epoch is over
         self.right: Tensor | None = None  # sum of the accuracies of this epoch's batches, by part
         self.batches = 0
@@ -102,6 +106,9 @@ class AdversarialMaskedHead(Head):
     def start_epoch(self, epoch: int) -> None:
         """Set the weights of the parts by the accuracies of the epoch before; decide whether this one freezes."""
         self.freezing = self.freeze_every > 0 and epoch > 0 and epoch % self.freeze_every == 0
+        if epoch == self.epoch:  # resumed within it
+            return
+        self.epoch = epoch
         if self.right is not None:
             self.shares, self.right, self.batches = inverse_shares(self.right / self.batches), None, 0
 
@@ -155,11 +162,12 @@ class AdversarialMaskedHead(Head):
 
     def get_extra_state(self) -> dict[str, Any]:
         """The weights of the parts, for checkpoints."""
-        return {"shares": self.shares, "right": self.right, "batches": self.batches}
+        return {name: getattr(self, name) for name in _REMEMBERED}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """From a checkpoint."""
-        self.shares, self.right, self.batches = state["shares"], state["right"], state["batches"]
+        for name in _REMEMBERED:
+            setattr(self, name, state[name])
 
 
 def _mean(values: Tensor) -> Tensor:

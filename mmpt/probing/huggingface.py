@@ -60,6 +60,8 @@ class HuggingFaceEmbedder(TokenEmbedder):
         pooled = getattr(self.model, "pooler", None) is not None and not any("pooler." in key for key in missing)
         self._setup(("pooler", "mean", "cls", "eos") if pooled else ("mean", "cls", "eos"), own)
 
+    model: Any  # a PreTrainedModel, whose parts differ between architectures
+
     def _setup(self, poolings: tuple[Pooling, ...], own: Pooling | None = None) -> None:
         self.poolings = poolings
         if own is not None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoModelForMaskedLM, PreTrainedTokenizerFast
+from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from mmpt.checkpoint import CONFIG
 from mmpt.errors import CheckpointError, ConfigError
@@ -71,19 +71,19 @@ class MaskedLmProbe:
             model = MultimodalModel.from_pretrained(path, trust=trust)
             return cls.of_model(model, policy, name or (path.parent.name if path.name == "model" else path.name))
         try:
-            body, missing = load_model(path, AutoModelForMaskedLM)
+            body, _ = load_model(path, AutoModelForMaskedLM)
         except CheckpointError as error:
             if "lacks weights" in str(error) or "Unrecognized configuration" in str(error):
                 raise ConfigError(f"{path} has no masked-language-model head: {error}") from error
             raise
-        del missing
         tokenizer = padded_tokenizer(path)
+        longest = max_length(cast(PreTrainedModel, body.base_model), tokenizer)
 
         def logits(ids: Tensor, positions: Tensor) -> Tensor:
             output: Tensor = body(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
             return output[torch.arange(len(ids)), positions]
 
-        return cls(name or path.name, tokenizer, logits, max_length(body.base_model, tokenizer), policy)
+        return cls(name or path.name, tokenizer, logits, longest, policy)
 
     @classmethod
     def of_model(cls, model: MultimodalModel, policy: Policy = "error", name: str = "model") -> MaskedLmProbe:
@@ -179,7 +179,7 @@ class MaskedLmProbe:
     def _log_probabilities(
         self, asked: Sequence[tuple[tuple[int, ...], int]], progress: Callable[[int], Any] | None
     ) -> dict[tuple[tuple[int, ...], int], Tensor]:
-        found = {}
+        found: dict[tuple[tuple[int, ...], int], Tensor] = {}
         start = 0
         while start < len(asked):
             length = len(asked[start][0])

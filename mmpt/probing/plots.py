@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from mmpt.files import write_atomically
 from mmpt.probing.scoring import aligned, calibrated, consensus
@@ -81,7 +82,7 @@ def bars(summaries: Sequence[Mapping[str, Any]]) -> Figure:
     )
     axes.set_ylabel("accuracy, mean over prompts")
     axes.spines[["top", "right"]].set_visible(False)
-    handles = [axes.bar([0], [0], color=COLOURS[i % len(COLOURS)], alpha=0.75) for i in range(len(models))]
+    handles = [Patch(color=COLOURS[i % len(COLOURS)], alpha=0.75) for i in range(len(models))]
     legend = figure.legend(handles, models, loc="outside upper left", ncols=3, frameon=False, fontsize=8)
     for text in legend.get_texts():
         text.set_parse_math(False)

@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 
 
 def piece_features(notes: Notes) -> Floats:
-    """Histograms of pitch classes, melodic intervals of the highest notes, durations, onset gaps, and of chord sizes."""
+    """Histograms of pitch classes, intervals of the highest notes, durations, onset gaps, chord sizes and places."""
     quarter = notes.ticks_per_quarter
     onsets, first = np.unique(notes.start, return_index=True)
     top = notes.pitch[np.append(first[1:], len(notes)) - 1]  # notes are sorted by start, then pitch
@@ -35,7 +35,7 @@ def piece_features(notes: Notes) -> Floats:
 
 
 def note_features(notes: Notes, velocity: bool) -> Floats:
-    """(n, features): pitch, place in the chord, distances to neighbours, duration, gaps, place in the beat, velocity."""
+    """(n, features): pitch, place in the chord, distances in it, duration, gaps, place in beat and bar, velocity."""
     quarter = notes.ticks_per_quarter
     _, first, chord, size = np.unique(notes.start, return_index=True, return_inverse=True, return_counts=True)
     rank = np.arange(len(notes)) - first[chord]

@@ -56,16 +56,16 @@ def recovery(encoder: MidiEncoder, data: MultimodalData, guesses: FieldGuesses, 
             nll += found.losses.sum(0).numpy()
             row, place = corruption.predicted.nonzero(as_tuple=True)
             now, before = inputs["words"][row, place].numpy(), inputs["words"][row, place - 1].numpy()
-            for field in range(len(encoder.values)):
-                frequent[field] += (now[:, field] == guesses.most_frequent(field)).sum()
-                after[field] += (now[:, field] == guesses.after(field, before[:, field])).sum()
+            for column in range(len(encoder.values)):
+                frequent[column] += (now[:, column] == guesses.most_frequent(column)).sum()
+                after[column] += (now[:, column] == guesses.after(column, before[:, column])).sum()
             total += len(now)
     metrics: dict[str, float] = {}
-    for place, field in enumerate(encoder.tokenizer.fields):
-        metrics[f"recovery/{field.name}"] = right[place] / total
-        metrics[f"recovery/{field.name}_frequent"] = frequent[place] / total
-        metrics[f"recovery/{field.name}_after"] = after[place] / total
-        metrics[f"recovery_loss/{field.name}_nll"] = nll[place] / total
+    for column, field in enumerate(encoder.tokenizer.fields):
+        metrics[f"recovery/{field.name}"] = right[column] / total
+        metrics[f"recovery/{field.name}_frequent"] = frequent[column] / total
+        metrics[f"recovery/{field.name}_after"] = after[column] / total
+        metrics[f"recovery_loss/{field.name}_nll"] = nll[column] / total
     return metrics
 
 
@@ -74,8 +74,8 @@ def recoverability(
 ) -> dict[str, float]:
     """Whether the masker knows which notes are hard, and whether the frozen ones are.
 
-    Notes of training pieces are hidden at random, frozen ones too. `masker/auc` is the probability that the masker finds a
-    note of above-median loss more probable than one below.
+    Notes of training pieces are hidden at random, frozen ones too. `masker/auc` is the probability that the masker
+    finds a note of above-median loss more probable than one below.
     """
     encoder = model.modality("midi").encoder
     losses, scores, frozen = [], [], []

@@ -58,6 +58,9 @@ from mmpt.tokenization import WordPieceSource
 
 TRAINED = ("image_text", "text_only", "shuffled")
 ARMS = ("untouched", *TRAINED)
+Found = dict[tuple[str, str, int], dict[str, Any]]
+"""(arm, captions, seed) -> scores of each task, right answers of the linear probe, facts of the training."""
+
 CAPTIONS = ("all", "without_options")
 WIDTH = 384
 SETTINGS = StroopSettings(pooling="mean")  # MiniLM's own, and what the contrastive head compares
@@ -179,7 +182,7 @@ def run(options: RecipeOptions, own: argparse.Namespace, console: Console) -> di
     (options.output / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     began = time.perf_counter()
     found = dict(_arms(plan, console))
-    metrics = evaluate(plan, found, console)
+    metrics = evaluate(plan, found)
     metrics["minutes/arms"] = (time.perf_counter() - began) / 60
     finish(options.output, metrics, console)
     return metrics
@@ -277,8 +280,9 @@ def build(text: str, source: Captions) -> MultimodalModel:
     nn.init.eye_(projection.weight)
     projection.requires_grad_(False)
     if text == "minilm":  # the lower layers stay as they are
-        for part in (backbone.word, backbone.transformer.position, *list(backbone.transformer.layers)[:4]):
-            part.requires_grad_(False)
+        for name, parameter in backbone.named_parameters():
+            if re.match(r"word\.|token_type|transformer\.(position|input_norm|layers\.[0-3])\.?", name):
+                parameter.requires_grad_(False)
     return model
 
 
@@ -335,60 +339,57 @@ class _Watch(L.Callback):
         return float(np.mean([row[f"train/{name}"] for row in self.rows]))
 
 
-def evaluate(plan: Plan, found: dict[tuple[str, str, int], dict[str, Any]], console: Console) -> dict[str, float]:
-    """Metrics beside baselines, paired differences, plots and RUN/differences.json."""
+def evaluate(plan: Plan, found: Found) -> dict[str, float]:
+    """Metrics beside baselines; paired differences, prompts and a plot go into files of the run."""
     metrics: dict[str, float] = {}
     differences: list[dict[str, Any]] = []
-    captions = sorted({own for _, own, _ in found})
-    summaries: list[dict[str, Any]] = []
-    for own, task in product(captions, plan.tasks):
-        results = {
-            arm: [
-                ProbeResult(arm, "stroop", {"pooling": "mean"}, task, tuple(content[f"scores/{task.name}"]))
-                for (name, caption, _), content in found.items()
-                if name == arm and (caption == own or arm == "untouched")
-            ]
-            for arm in ARMS
-        }
-        resamples = 200 if task.kind == "rating" else 1000
-        results = {arm: several for arm, several in results.items() if several}
+    for own, task in product(plan.captions, plan.tasks):
+        results = results_of(found, own, task)
         abouts = {arm: [summary(result) for result in several] for arm, several in results.items()}
-        if own == "all":
-            summaries += [several[0] for several in abouts.values()]
-        names: tuple[Metric, ...] = ("spearman",) if task.kind == "rating" else ("accuracy", "accuracy_calibrated")
-        for name in names:
-            if name not in abouts["untouched"][0]["over_prompts"]:
-                continue
-            key = f"{own}/{task.name}/{name}"
-            values = {
-                arm: np.array([about["over_prompts"][name]["mean"] for about in several])
-                for arm, several in abouts.items()
-            }
-            metrics[key] = float(values["image_text"].mean())
-            others = [arm for arm in ("text_only", "untouched", "shuffled") if arm in results]
-            for arm in others:
-                metrics[f"{key}_{arm}"] = float(values[arm].mean())
-            metrics[f"{key}_chance"] = float(abouts["untouched"][0]["chance"])
-            if abouts["untouched"][0]["majority"] is not None:
-                metrics[f"{key}_majority"] = float(abouts["untouched"][0]["majority"])
-            for arm, several in values.items():
-                spread = float(several.std(ddof=1)) if len(several) > 1 else 0.0
-                metrics[f"spread/{key}/{arm}"] = spread
-            for other in others:
-                found_difference = compare_groups(results["image_text"], results[other], name, resamples)
-                differences.append({"captions": own, **asdict(found_difference)})
-        for arm in ARMS:
-            for (name, caption, _), content in found.items():
-                if name == arm and (caption == own or arm == "untouched") and f"linear/{task.name}" in content:
-                    metrics[f"{own}/{task.name}/linear_probe_{arm}"] = float(content[f"linear/{task.name}"].mean())
+        for metric in metrics_of(task):
+            key = f"{own}/{task.name}/{metric}"
+            metrics |= _beside_baselines(key, metric, abouts)
+            for other in abouts.keys() - {"image_text"}:
+                resamples = 200 if task.kind == "rating" else 1000
+                compared = compare_groups(results["image_text"], results[other], metric, resamples)
+                differences.append({"captions": own, **asdict(compared)})
+        for (arm, caption, _), content in found.items():
+            if (caption == own or arm == "untouched") and f"linear/{task.name}" in content:
+                metrics[f"{own}/{task.name}/linear_probe_{arm}"] = float(content[f"linear/{task.name}"].mean())
     for (arm, own, seed), content in found.items():
-        for name, value in content.items():
-            if name.startswith("facts/"):
-                metrics[f"training/{arm}/{own}/{seed}/{name.removeprefix('facts/')}"] = float(value)
+        facts = {name: float(value) for name, value in content.items() if name.startswith("facts/")}
+        metrics |= {f"training/{arm}/{own}/{seed}/{name.removeprefix('facts/')}": v for name, v in facts.items()}
     write_json(plan.run / "differences.json", differences)
     write_json(plan.run / "prompts.json", {task.name: list(task.prompts) for task in plan.tasks})
-    save(bars(summaries), plan.run / "probing" / "arms.png")
+    first = [summary(results_of(found, "all", task)[arm][0]) for task in plan.tasks for arm in ARMS]
+    save(bars(first), plan.run / "probing" / "arms.png")
     return metrics
+
+
+def results_of(found: Found, own: str, task: Task) -> dict[str, list[ProbeResult]]:
+    """The results of each arm on a task, one for each seed; the untouched encoder belongs to all captions."""
+    results: dict[str, list[ProbeResult]] = {}
+    for (arm, caption, _), content in found.items():
+        if caption == own or arm == "untouched":
+            scores = tuple(content[f"scores/{task.name}"])
+            results.setdefault(arm, []).append(ProbeResult(arm, "stroop", {"pooling": "mean"}, task, scores))
+    return results
+
+
+def metrics_of(task: Task) -> tuple[Metric, ...]:
+    """What is reported of a task."""
+    if task.kind == "rating":
+        return ("spearman",)
+    return ("accuracy",) if task.fixed_options is None else ("accuracy", "accuracy_calibrated")
+
+
+def _beside_baselines(key: str, metric: str, abouts: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
+    """Means over seeds of the arms, chance and majority; and the standard deviation over seeds."""
+    values = {arm: [about["over_prompts"][metric]["mean"] for about in several] for arm, several in abouts.items()}
+    metrics = {key if arm == "image_text" else f"{key}_{arm}": float(np.mean(v)) for arm, v in values.items()}
+    about = abouts["untouched"][0]
+    metrics |= {f"{key}_{name}": about[name] for name in ("chance", "majority") if about[name] is not None}
+    return metrics | {f"spread/{key}/{arm}": float(np.std(v, ddof=1)) for arm, v in values.items() if len(v) > 1}
 
 
 if __name__ == "__main__":

@@ -5,10 +5,14 @@ import torch
 from contracts.cases import ENCODERS, HEADS, text_transformer
 
 from mmpt.batches import Batch
+from mmpt.checkpoint import load_heads
 from mmpt.connectors import LinearConnector
 from mmpt.errors import ConfigError
 from mmpt.features import Features
+from mmpt.heads import MaskedHead
+from mmpt.masking import Exact
 from mmpt.model import Modality, MultimodalModel
+from mmpt.pretraining import Pretraining
 
 CASES = [case for case in ENCODERS if case.name != "text"]
 TEXTS = ["red", "a blue square", "red", "green dots beside a large circle"]
@@ -49,9 +53,6 @@ def test_head_refuses_a_modality_that_the_model_lacks(name, make):
 
 
 def test_masked_head_serves_text_like_any_modality():
-    from mmpt.heads import MaskedHead
-    from mmpt.masking import Exact
-
     model, batch = model_and_batch(CASES[-1])
     head = MaskedHead("text", Exact(0.5))
     head.bind(model)
@@ -70,3 +71,40 @@ def test_an_encoding_is_computed_once_for_all_heads():
         head(features)
     # one for the plain tokens, one for the second pass, one for the masked head
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize(("name", "make"), HEADS, ids=[name for name, _ in HEADS])
+def test_a_saved_head_comes_back_with_equal_losses(name, make, tmp_path):
+    model, batch = model_and_batch(CASES[-1])
+    head = make("thing")
+    module = Pretraining(model, {"head": head})
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.add_(0.3)
+    module.eval().save_pretrained(tmp_path)
+    loaded = MultimodalModel.from_pretrained(tmp_path, trust=["shapes"])
+    (again,) = load_heads(tmp_path, loaded, trust=["shapes"]).values()
+    torch.manual_seed(1)
+    expected = head(Features(model, batch)).loss
+    torch.manual_seed(1)
+    torch.testing.assert_close(again(Features(loaded, batch)).loss, expected)
+
+
+def test_what_a_head_remembers_of_its_run_is_not_part_of_the_folder(tmp_path):
+    model, _ = model_and_batch(CASES[-1])
+    Pretraining(model, {"head": Remembering()}).save_pretrained(tmp_path)
+    loaded = MultimodalModel.from_pretrained(tmp_path, trust=["shapes"])
+    (again,) = load_heads(tmp_path, loaded, trust=["tests"]).values()
+    assert again.seen == {}
+
+
+class Remembering(MaskedHead):
+    def __init__(self) -> None:
+        super().__init__("thing")
+        self.seen = {}
+
+    def get_extra_state(self):
+        return {"a": torch.ones(1)}
+
+    def set_extra_state(self, state):
+        self.seen = state
