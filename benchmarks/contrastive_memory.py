@@ -36,9 +36,9 @@ def main() -> None:
     groups = torch.arange(options.batch) // 4
     losses = {
         "mmpt softmax, blocks": lambda: softmax_contrastive(a, b, scale, chunk=512).loss,
-        "mmpt softmax, blocks, 4 positives each": lambda: softmax_contrastive(
-            a, b, scale, groups=groups, chunk=512
-        ).loss,
+        "mmpt softmax, blocks, 4 positives each": lambda: (
+            softmax_contrastive(a, b, scale, groups=groups, chunk=512).loss
+        ),
         "mmpt softmax, one matrix": lambda: softmax_contrastive(a, b, scale).loss,
         "two logsumexp": lambda: two_logsumexp(a, b, scale),
         "open_clip ClipLoss": lambda: clip(a, b, scale),

@@ -38,9 +38,7 @@ def main() -> None:
         torch.testing.assert_close(mmpt(False), hugging_face(), rtol=1e-4, atol=1e-4)
         memory = {name: peak_memory(run) for name, run in variants.items()}
         seconds = interleaved(variants, 5)
-        rows = [
-            [name, times(ratio(seconds, name, "transformers")), f"{memory[name]:.0f}"] for name in variants
-        ]
+        rows = [[name, times(ratio(seconds, name, "transformers")), f"{memory[name]:.0f}"] for name in variants]
         table(f"masked_lm_step: {title}, vocabulary {VOCABULARY}", ["variant", "times transformers", "peak MiB"], rows)
 
 
