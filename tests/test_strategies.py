@@ -67,7 +67,10 @@ def run(case: str, processes: int) -> dict:
     watch = Watch()
     options: dict = {"max_steps": STEPS, "limit_val_batches": 0, "callbacks": [watch], "use_distributed_sampler": False}
     if processes > 1 and case.startswith("ddp"):
-        options |= {"strategy": DDPStrategy(process_group_backend="gloo", find_unused_parameters=True), "devices": processes}
+        options |= {
+            "strategy": DDPStrategy(process_group_backend="gloo", find_unused_parameters=True),
+            "devices": processes,
+        }
     elif processes > 1:
         strategy = ModelParallelStrategy(processes, 1, process_group_backend="gloo", save_distributed_checkpoint=False)
         options |= {"strategy": strategy, "devices": processes}
