@@ -1,4 +1,4 @@
-"""How the cost of mmpt grows: the contrastive loss with the batch, the transformer with the length, epochs with the data."""
+"""How the cost of mmpt grows: the loss with the batch, the transformer with the length, an epoch with the data."""
 
 from __future__ import annotations
 
