@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 THREADS ?= 1
 
-.PHONY: demo test test-slow check recipes-image recipes-midi recipes-cell clean
+.PHONY: demo test test-slow check bench recipes-image recipes-midi recipes-cell clean
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -25,6 +25,11 @@ test: check  ## everything that CI runs
 
 test-slow: .venv/ready  ## checks that take minutes
 	$(BIN)/pytest -m slow
+
+BENCHMARKS := contrastive_memory accumulation_exactness packing masked_lm_step mfu scaling
+
+bench: .venv/ready  ## comparisons with other libraries; needs a quiet machine
+	for name in $(BENCHMARKS); do OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 recipes-image: .venv/ready  ## the full image recipe, about 20 minutes on 2 cores
 	$(BIN)/python recipes/image/run.py --output runs/image

@@ -87,6 +87,5 @@ def times(value: tuple[float, float, float]) -> str:
 def heading(*packages: str) -> None:
     """Say when, where and with what."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", *packages))
-    print(
-        f"{time.strftime('%Y-%m-%d')}; Python {platform.python_version()}, {versions}; {torch.get_num_threads()} thread(s)"
-    )
+    threads = f"{torch.get_num_threads()} thread(s)"
+    print(f"{time.strftime('%Y-%m-%d')}; Python {platform.python_version()}, {versions}; {threads}")

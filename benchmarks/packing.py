@@ -13,7 +13,7 @@ from measure import heading, interleaved, peak_memory, quiet, ratio, table, time
 from mmpt.batches import MixtureSampler
 from mmpt.text import TextTransformer
 
-SAMPLES, BATCH = 128, 32
+SAMPLES, BATCH = 64, 16
 
 
 def batches(lengths: list[int], pool: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -26,7 +26,7 @@ def batches(lengths: list[int], pool: int) -> list[tuple[torch.Tensor, torch.Ten
 def main() -> None:
     quiet()
     heading("transformers")
-    theirs, ours = both()
+    theirs, ours = both(depth=2)
     lengths = skewed_lengths(SAMPLES)
     print(f"{SAMPLES} sequences of {min(lengths)} to {max(lengths)} tokens, mean {sum(lengths) / len(lengths):.0f}")
     random, bucketed = batches(lengths, 0), batches(lengths, SAMPLES // BATCH)

@@ -39,13 +39,13 @@ class CachedFeatures(Features):
         model: computes what is asked for.
         batch: the processed batch.
         chunk: samples at a time.
-        seed: of dropout and whatever else encoders draw; another one for each step.
+        seed: see `Features`.
     """
 
-    def __init__(self, model: MultimodalModel, batch: Batch, chunk: int, seed: int) -> None:
-        super().__init__(model, batch)
+    def __init__(self, model: MultimodalModel, batch: Batch, chunk: int, seed: int | None = None) -> None:
+        super().__init__(model, batch, seed)
         self.chunk = chunk
-        self._seed = seed
+        self._noise = torch.initial_seed()  # of dropout and whatever else encoders draw, on this process
         self._passes: dict[tuple, int] = {}
 
     def encoded(self, modality: str, corruption: Corruption | None = None, view: int = 0) -> Tokens:
@@ -119,7 +119,7 @@ class CachedFeatures(Features):
             make: rows -> their part of the result.
             size: number of rows; None is the batch's.
         """
-        seed = hash_seed(self._seed, self._passes.setdefault(key, len(self._passes)))
+        seed = hash_seed(self._noise, self._passes.setdefault(key, len(self._passes)))
 
         def once(start: int) -> R:
             devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []

@@ -1,11 +1,14 @@
-"""Features of every process, with gradient."""
+"""Several processes: features of all of them with gradient, and parameters that are divided between them."""
 
 from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
 
 
 def world_size() -> int:
@@ -25,6 +28,30 @@ def gather(rows: Tensor) -> tuple[Tensor, int]:
     if world_size() == 1:
         return rows, 0
     return _AllGather.apply(rows), dist.get_rank() * len(rows)
+
+
+def pad_to_longest(rows: Tensor) -> Tensor:
+    """Pad (n, length, ...) with zeros to the greatest length of all processes."""
+    if world_size() == 1:
+        return rows
+    length = torch.tensor(rows.shape[1], device=rows.device)
+    dist.all_reduce(length, dist.ReduceOp.MAX)
+    missing = int(length) - rows.shape[1]
+    return F.pad(rows, (*[0, 0] * (rows.ndim - 2), 0, missing)) if missing else rows
+
+
+def shard(module: nn.Module, mesh: DeviceMesh) -> None:
+    """Shard parameters, gradients and optimiser state over processes (FSDP2), each layer of a stack by itself.
+
+    Args:
+        module: its forward pass is the whole step.
+        mesh: one-dimensional, over the processes.
+    """
+    stacks = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
+    for layer in (layer for stack in stacks for layer in stack):
+        if any(True for _ in layer.parameters()):
+            fully_shard(layer, mesh=mesh)
+    fully_shard(module, mesh=mesh)
 
 
 class _AllGather(torch.autograd.Function):

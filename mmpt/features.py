@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
-from mmpt.batches import Batch
+from mmpt.batches import Batch, hash_seed
 from mmpt.encoder import Corruption, Inputs
 from mmpt.model import TEXT, MultimodalModel
 from mmpt.tokens import Tokens
@@ -22,11 +23,15 @@ class Features:
     Args:
         model: computes what is asked for.
         batch: the processed batch; it carries some of the model's modalities.
+        seed: of what heads draw for the batches of all processes together; None is torch's. Another one for each step,
+            the same on every process.
     """
 
-    def __init__(self, model: MultimodalModel, batch: Batch) -> None:
+    def __init__(self, model: MultimodalModel, batch: Batch, seed: int | None = None) -> None:
         self.model = model
         self.batch = batch
+        self._seed = torch.initial_seed() if seed is None else seed
+        self._drawn = 0
         self._made: dict[tuple, object] = {}
 
     def has(self, modalities: Sequence[str]) -> bool:
@@ -100,6 +105,12 @@ class Features:
     def fuse(self, text: Inputs, context: Tokens, attention: Attention = "bidirectional") -> Tokens:
         """Text tokens that have seen other tokens, one row of them for each text, as `connected` gives them."""
         return self.model.fuse_tokens(text, [context], attention)
+
+    def draws(self, count: int) -> Tensor:
+        """Uniform numbers in [0, 1) on the CPU: (count,), the same on every process, others at each call."""
+        self._drawn += 1
+        generator = torch.Generator().manual_seed(hash_seed(self._seed, self._drawn))
+        return torch.rand(count, generator=generator)
 
     def _once(self, key: tuple, make: Callable[[], T], keep: object = None) -> T:
         # `keep` holds what the key names by its identity, so that the identity is not given to another object.

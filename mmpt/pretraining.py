@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils.data.distributed import DistributedSampler
@@ -16,8 +17,10 @@ from torch.utils.data.distributed import DistributedSampler
 from mmpt.batches import Batch, hash_seed
 from mmpt.cached import CachedFeatures, refuse_inexact
 from mmpt.checkpoint import save_heads, start_from
+from mmpt.distributed import shard
 from mmpt.errors import ConfigError, NonFiniteLossError
 from mmpt.features import Features
+from mmpt.heads.contrastive import Temperature
 from mmpt.heads.head import Head
 from mmpt.model import MultimodalModel
 from mmpt.optimization import interpolate, parameter_groups, warmup_cosine
@@ -107,6 +110,7 @@ class Pretraining(L.LightningModule):
         self._seed: int | None = None
         self._validated = True  # nothing was trained since the last validation
         self._validation_due = False
+        self._sharded = False
 
     def train(self, mode: bool = True) -> Pretraining:
         """Switch between training and evaluation; what is frozen stays in evaluation mode."""
@@ -143,6 +147,12 @@ class Pretraining(L.LightningModule):
         """Note that there was a validation."""
         self._validated = True
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Keep temperatures within their bounds: here, as parameters that are sharded change outside `forward` only."""
+        for part in self.heads.modules():
+            if isinstance(part, Temperature):
+                part.bound()
+
     def on_train_epoch_start(self) -> None:
         """Tell the heads; and a schedule may have changed the accumulation."""
         self._refuse_accumulation()
@@ -175,11 +185,19 @@ class Pretraining(L.LightningModule):
                 "does not suffice set model.cached_chunk to the batch that fits (the gradients are exact)"
             )
 
+    def configure_model(self) -> None:
+        """Shard the parameters where the strategy is Lightning's ModelParallelStrategy (FSDP2)."""
+        if isinstance(self.trainer.strategy, ModelParallelStrategy) and not self._sharded:
+            assert self.device_mesh is not None
+            shard(self, self.device_mesh["data_parallel"])
+            self._sharded = True
+
     def forward(self, batch: Batch) -> tuple[Tensor | None, dict[str, Tensor]]:
         """The weighted sum of the heads' losses (None where every head rests) and everything to log."""
-        features = Features(self.model, batch)
+        seed = hash_seed(self._seed or 0, self.global_step) if self.training else torch.initial_seed()
+        features = Features(self.model, batch, seed)
         if self.cached_chunk is not None and len(batch) > self.cached_chunk and torch.is_grad_enabled():
-            features = CachedFeatures(self.model, batch, self.cached_chunk, seed=torch.initial_seed())
+            features = CachedFeatures(self.model, batch, self.cached_chunk, seed)
         total: Tensor | None = None
         logs: dict[str, Tensor] = {}
         for name, head in self.heads.items():

@@ -13,9 +13,10 @@ sys.path.insert(0, str(Path(__file__).parent))  # as this file is also the progr
 from points import make_batch, make_model
 from torch import Tensor
 
-from mmpt.distributed import gather, world_size
+from mmpt.cached import CachedFeatures
+from mmpt.distributed import gather, pad_to_longest, world_size
 from mmpt.features import Features
-from mmpt.heads import ContrastiveHead, GroupContrastiveHead
+from mmpt.heads import ContrastiveHead, GroupContrastiveHead, MatchingHead
 
 SIZE = 8
 GROUPS = torch.tensor([0, 0, 0, 1, 2, 1, 3, 4])  # rows with positives lie unevenly: four in the first half, one behind
@@ -24,20 +25,27 @@ HEADS = {
     "softmax mask": lambda: ContrastiveHead("points", same_group="mask"),
     "sigmoid": lambda: ContrastiveHead("points", loss="sigmoid", same_group="soft", bias=-2.0),
     "sigmoid mask": lambda: ContrastiveHead("points", loss="sigmoid", same_group="mask", bias=-2.0),
+    "softmax blocks": lambda: ContrastiveHead("points", same_group="soft", chunk=3),
+    "softmax mask blocks": lambda: ContrastiveHead("points", same_group="mask", chunk=3),
+    "sigmoid blocks": lambda: ContrastiveHead("points", loss="sigmoid", same_group="soft", bias=-2.0, chunk=3),
     "grouped": lambda: GroupContrastiveHead("points"),
+    "grouped blocks": lambda: GroupContrastiveHead("points", chunk=3),
+    "matching": lambda: MatchingHead("points"),
 }
+CACHED = ("softmax", "sigmoid", "grouped", "matching")
 
 
 def measure(rank: int, processes: int) -> dict[str, dict[str, Tensor]]:
     """Loss and gradients of every head, averaged over processes as DistributedDataParallel does."""
     results = {}
     rows = range(rank * SIZE // processes, (rank + 1) * SIZE // processes)
-    for name, make in HEADS.items():
+    for name, chunk in [*((name, None) for name in HEADS), *((name, 3) for name in CACHED)]:
         torch.manual_seed(0)
-        model, head = make_model(), make()
+        model, head = make_model(), HEADS[name]()
         head.bind(model)
         batch = make_batch(model, [n * 5 % 64 for n in rows], group=GROUPS[list(rows)])
-        output = head(Features(model, batch))
+        features = Features(model, batch, seed=5) if chunk is None else CachedFeatures(model, batch, chunk, seed=5)
+        output = head(features)
         output.loss.backward()
         values = {"loss": output.loss.detach(), "accuracy": output.logs["accuracy"]}
         for part, module in (("model", model), ("head", head)):
@@ -47,7 +55,7 @@ def measure(rank: int, processes: int) -> dict[str, dict[str, Tensor]]:
             for value in values.values():
                 dist.all_reduce(value)
                 value /= processes
-        results[name] = values
+        results[name if chunk is None else f"{name} cached"] = values
     return results
 
 
@@ -69,6 +77,7 @@ def main(rank: int, folder: Path) -> None:
         "gathered": everyone,
         "offset": offset,
         "world_size": world_size(),
+        "padded": pad_to_longest(torch.ones(2, 3 + 2 * rank, 2)),
         "evaluated": evaluate(rank),
     }
     dist.barrier()
@@ -102,13 +111,16 @@ def test_two_processes_equal_one(tmp_path):
                 difference = (result["heads"][name][key] - value).abs().max()
                 assert difference < 1e-5 * max(1.0, float(value.abs().max())), (name, key)
         gradients = {key for key, value in expected.items() if value.any()}
-        assert "head.temperature.logit_scale" in gradients
+        assert ("head.temperature.logit_scale" in gradients) != name.startswith("matching")
+        assert ("head.classifier.weight" in gradients) == name.startswith("matching")
         assert any("points.encoder" in key for key in gradients)
         assert ("head.logit_bias" in gradients) == name.startswith("sigmoid")
     for rank, result in enumerate((first, second)):
         assert result["world_size"] == 2
         assert result["offset"] == 2 * rank
         assert result["gathered"].flatten().tolist() == [0.0, 10.0, 1.0, 11.0]
+        assert result["padded"].shape == (2, 5, 2)
+        assert result["padded"].sum() == 2 * 2 * (3 + 2 * rank)
         assert abs(result["evaluated"] - evaluate(rank)) < 1e-6
 
 

@@ -197,9 +197,9 @@ class TestMatching:
     def test_negatives_are_drawn_by_similarity_in_both_directions(self, monkeypatch):
         given = []
 
-        def watched(similarity, groups):
+        def watched(similarity, groups, *others):
             given.append(similarity)
-            return hard_negatives(similarity, groups)
+            return hard_negatives(similarity, groups, *others)
 
         monkeypatch.setattr("mmpt.heads.alignment.hard_negatives", watched)
         model = make_model()
@@ -215,10 +215,16 @@ class TestMatching:
         head = bound(MatchingHead("points"), model)
         seen: dict[str, list[int]] = {}
 
+        def numbers(rows, among):
+            return [next(i for i, other in enumerate(among) if torch.equal(row, other)) for row in rows]
+
         class Watched(Features):
-            def fused(self, modality, attention="bidirectional", text_rows=None, rows=None):
-                seen.update(texts=text_rows.tolist(), samples=rows.tolist())
-                return super().fused(modality, attention, text_rows, rows)
+            def fuse(self, text, context, attention="bidirectional"):
+                seen.update(
+                    texts=numbers(text["ids"], self.inputs("text")["ids"]),
+                    samples=numbers(context.values, self.connected("points").values),
+                )
+                return super().fuse(text, context, attention)
 
         head(Watched(model, batch))
         texts, samples = torch.tensor(seen["texts"]).view(3, 4), torch.tensor(seen["samples"]).view(3, 4)

@@ -22,7 +22,7 @@ from mmpt.losses.contrastive import (
 
 
 class Temperature(nn.Module):
-    """A learnable scale, 1 / temperature, kept as a logarithm and bounded.
+    """A learnable scale, 1 / temperature, kept as a logarithm (1,) and bounded.
 
     Args:
         temperature: where it starts; 0.07 in CLIP.
@@ -36,15 +36,18 @@ class Temperature(nn.Module):
             raise ConfigError(
                 f"temperature is {temperature}; it must be positive and at least 1 / max_scale = {1 / max_scale:g}"
             )
-        self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learnable)
+        self.logit_scale = nn.Parameter(torch.tensor([-math.log(temperature)]), requires_grad=learnable)
         self.max_log = math.log(max_scale)
 
     def forward(self) -> Tensor:
         """The scale, a scalar."""
-        # The parameter itself is bounded: behind a clamp it would have no gradient and could never come back.
-        with torch.no_grad():
-            self.logit_scale.clamp_(max=self.max_log)
-        return self.logit_scale.exp()
+        self.bound()
+        return self.logit_scale.exp().squeeze(0)
+
+    @torch.no_grad()
+    def bound(self) -> None:
+        """Bring the parameter back into its bounds: behind a clamp it would have no gradient and never come back."""
+        self.logit_scale.clamp_(max=self.max_log)
 
 
 class ContrastiveHead(Head):
@@ -81,7 +84,7 @@ class ContrastiveHead(Head):
         self.same_group = same_group
         self.chunk = _checked(chunk)
         self.temperature = Temperature(temperature, learn_temperature)
-        self.logit_bias = nn.Parameter(torch.tensor(float(bias))) if loss == "sigmoid" else None
+        self.logit_bias = nn.Parameter(torch.tensor([float(bias)])) if loss == "sigmoid" else None
 
     def forward(self, features: Features) -> HeadOutput:
         """See `Head`."""
@@ -97,7 +100,7 @@ class ContrastiveHead(Head):
                 a,
                 b,
                 self.temperature(),
-                self.logit_bias,
+                self.logit_bias.squeeze(0),
                 groups=groups,
                 same_group=self.same_group,
                 all_b=all_b,
