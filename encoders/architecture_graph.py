@@ -333,37 +333,45 @@ def condensed(graph: ArchitectureGraph, limit: int) -> ArchitectureGraph:
     """A graph of at most `limit` nodes: what says least about the network goes first, never its end.
 
     Reshaping goes first, then biases, unknown operators, activations and gates, norms, and last the repetitions of
-    blocks that occur most often. `removed` counts them.
+    blocks that occur most often, in the end also those of other widths. `removed` counts them.
 
     Raises:
-        DataError: the network has more different layers than that.
+        DataError: the network has more kinds of layers than that.
     """
     for kinds in (STRUCTURE, {"bias"}, {UNKNOWN}, ACTIVATIONS, NORMS):
         if len(graph) <= limit:
             return graph
         graph = contracted(graph, lambda kind, kinds=kinds: kind in kinds)  # type: ignore[misc]
-    for reach in (2, 1, 0):
+    for reach in (2, 1, 0, None):
         while len(graph) > limit and (gone := repetitions(graph, len(graph) - limit, reach)):
             graph = without(graph, gone)
     if len(graph) > limit:
         raise DataError(
-            f"{graph.name or 'the network'} has {len(graph)} different layers; expected at most {limit}. "
+            f"{graph.name or 'the network'} has {len(graph)} kinds of layers; expected at most {limit}. "
             "Raise max_nodes (and the text transformer's max_length)"
         )
     return graph
 
 
-def repetitions(graph: ArchitectureGraph, count: int, reach: int) -> set[int]:
-    """At most `count` nodes that are alike others in type, shape and neighbours up to `reach` steps around.
+def repetitions(graph: ArchitectureGraph, count: int, reach: int | None) -> set[int]:
+    """At most `count` nodes that are like others; of each kind one stays.
 
-    One of each kind stays; the kinds that occur most often lose most, their last ones first.
+    The kinds that occur most often lose most, their last ones first; the last layer of the network stays.
+
+    Args:
+        graph: any.
+        count: how many are wanted.
+        reach: nodes are of one kind if types, shapes and neighbours up to so many steps around are equal; None: if
+            types and kernels are.
     """
     around: list[list[int]] = [[] for _ in graph.types]
     for a, b in graph.edges:
         around[a].append(b)
         around[b].append(a)
-    labels: list[object] = list(zip(graph.types, graph.shapes, strict=True))
-    for _ in range(reach):
+    shapes = graph.shapes if reach is not None else [shape[2:] for shape in graph.shapes]
+    labels: list[object] = list(zip(graph.types, shapes, strict=True))
+    labels[-1] = "end"
+    for _ in range(reach or 0):
         numbers = {label: i for i, label in enumerate(dict.fromkeys(labels))}
         own = [numbers[label] for label in labels]
         labels = [(own[node], tuple(sorted(own[n] for n in near))) for node, near in enumerate(around)]

@@ -1,7 +1,7 @@
 """From a network to its graph: one forward pass on the meta device, where no number is ever computed.
 
 Every call of a torch function is seen as it happens, so that control flow, several outputs and shared weights need no
-special treatment. torch.export gives the same layers (the tests compare them) in ten times the time.
+special treatment. torch.export gives the same layers (the tests compare them) in about ten times the time.
 """
 
 from __future__ import annotations

@@ -320,8 +320,10 @@ def test_repetitions_go_before_layers_that_occur_once():
     assert len(small) == 10
     assert set(small.shapes) == {(), *blocks}
     assert small.edges == tuple((i, i + 1) for i in range(9))
-    with pytest.raises(DataError, match="4 different layers"):
-        condensed(graph, 3)
+    smaller = condensed(graph, 3)
+    assert smaller.shapes == ((), (8, 8, 3, 3), (16, 16, 1, 1))  # what is alike but for its width
+    with pytest.raises(DataError, match="3 kinds of layers"):
+        condensed(graph, 2)
 
 
 # Samples

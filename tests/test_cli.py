@@ -92,6 +92,21 @@ def test_embed_keeps_every_sample_in_order(run, config, tmp_path):
     np.testing.assert_allclose(stored["embeddings"], expected.numpy(), atol=1e-5)
 
 
+def test_search_shows_the_samples_nearest_to_a_text(run, config, capsys):
+    from shapes import PointsSource
+
+    options = ["--model", run / "model", "--config", config, "--trust", "shapes"]
+    assert mmpt("search", "a circle", *options, "--top", 3) == 0
+    lines = capsys.readouterr().out.strip().splitlines()[-3:]
+    model = MultimodalModel.from_pretrained(run / "model", trust=["shapes"])
+    samples = PointsSource().everything()
+    names = [samples[i].name for i in range(len(samples))]
+    points = [samples[i].modalities["points"] for i in range(len(samples))]
+    best = (model.embed("points", points) @ model.embed("text", ["a circle"])[0]).topk(3)
+    assert [line.split("  ", 1)[1] for line in lines] == [names[i] for i in best.indices.tolist()]
+    assert [float(line.split()[0]) for line in lines] == [round(v, 3) for v in best.values.tolist()]
+
+
 def test_export_gives_the_model_of_the_checkpoint(run, tmp_path):
     assert mmpt("export", "--checkpoint", run / "checkpoints/last.ckpt", "--output", tmp_path / "exported") == 0
     first, second = (

@@ -72,7 +72,7 @@ class MatchingHead(Head):
         context = Tokens(self._everyone(connected.values)[0], self._everyone(connected.mask)[0])
         text_rows, rows = torch.cat([own, wrong_text, own]), torch.cat([own, own, wrong_sample])
         fused = features.fuse({key: value[text_rows] for key, value in text.items()}, context.rows(rows))
-        logits = self.classifier(fused.first())
+        logits = self.score(features.model, fused)
         labels = (torch.arange(3 * size, device=logits.device) < size).long()
         weight = torch.cat([torch.ones_like(has_wrong), has_wrong, has_wrong]).to(logits.dtype)
         loss = (F.cross_entropy(logits, labels, reduction="none") * weight).sum() / weight.sum()

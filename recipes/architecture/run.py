@@ -33,6 +33,7 @@ from mmpt.datasets.architecture_baselines import (
     text_scores_by_module_names,
     text_scores_by_ridge,
 )
+from mmpt.datasets.architecture_drawing import draw
 from mmpt.datasets.architecture_generated import GeneratedNetworks
 from mmpt.datasets.architecture_statements import questions
 from mmpt.errors import MmptError
@@ -40,7 +41,7 @@ from mmpt.evaluation.projection import two_dimensional
 from mmpt.evaluation.retrieval import RetrievalResult, retrieval
 from mmpt.finetuning import rebuilt
 from mmpt.model import TEXT, MultimodalModel
-from mmpt.recipe import RecipeOptions, Stages, finish, parse_options, precision, start
+from mmpt.recipe import RecipeOptions, Stages, finish, parse_options, start
 from mmpt.report import ExampleRow, write_embeddings, write_examples
 from mmpt.source import Sample, Split
 from mmpt.training import train
@@ -98,8 +99,6 @@ def pretrain(options: RecipeOptions) -> tuple[MultimodalModel, MultimodalData]:
         "--output",
         str(options.output),
         *seeds,
-        "--trainer.precision",
-        precision(),
     ]
     finished = train([*command, *extra, *options.overrides])
     model = finished.model.model.eval()
@@ -303,15 +302,20 @@ def illustrate(model: MultimodalModel, zoo: ModelZoo, options: RecipeOptions) ->
     tests = samples(zoo, "test")
     vectors = model.embed(GRAPHS, _column(tests, GRAPHS))
     queries = list(dict.fromkeys(_column(tests, TEXT)))
-    chosen = random.Random(0).sample(queries, min(16, len(queries)))
+    chosen = random.Random(0).sample(queries, min(12, len(queries)))
     rows: list[ExampleRow] = []
     for text, scores in zip(chosen, model.embed(TEXT, chosen) @ vectors.T, strict=True):
-        best = scores.topk(min(5, len(tests)))
+        best = scores.topk(min(3, len(tests)))
         rows.append(
             {
                 "query": {"text": text},
                 "results": [
-                    {"text": tests[i].name, "score": float(s), "correct": tests[i].modalities[TEXT] == text}
+                    {
+                        "text": tests[i].name,
+                        "image": draw(tests[i].modalities[GRAPHS]),
+                        "score": float(s),
+                        "correct": tests[i].modalities[TEXT] == text,
+                    }
                     for s, i in zip(best.values, best.indices.tolist(), strict=True)
                 ],
             }
