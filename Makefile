@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 THREADS ?= 1
 
-.PHONY: demo test test-slow check recipes-image clean
+.PHONY: demo test test-slow check recipes-chart recipes-image clean
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -25,6 +25,9 @@ test: check  ## everything that CI runs
 
 test-slow: .venv/ready  ## checks that take minutes
 	$(BIN)/pytest -m slow
+
+recipes-chart: .venv/ready  ## the full chart recipe
+	$(BIN)/python recipes/chart/run.py --output runs/chart
 
 recipes-image: .venv/ready  ## the full image recipe, about 20 minutes on 2 cores
 	$(BIN)/python recipes/image/run.py --output runs/image

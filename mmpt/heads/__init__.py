@@ -1,11 +1,13 @@
 """Heads: losses and the parameters that they need, over a lazy view of one batch."""
 
 from mmpt.heads.alignment import CaptioningHead, MatchingHead
+from mmpt.heads.answering import AnsweringHead
 from mmpt.heads.contrastive import ContrastiveHead, GroupContrastiveHead
 from mmpt.heads.head import Head, HeadOutput
 from mmpt.heads.masked import MaskedHead
 
 __all__ = [
+    "AnsweringHead",
     "CaptioningHead",
     "ContrastiveHead",
     "GroupContrastiveHead",

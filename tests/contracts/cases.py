@@ -12,6 +12,7 @@ from shapes import PointsEncoder
 from torch import Tensor
 
 from mmpt.encoder import Encoder, Inputs
+from mmpt.encoders.chart import ChartEncoder
 from mmpt.encoders.image import ImageEncoder
 from mmpt.heads import (
     CaptioningHead,
@@ -116,6 +117,16 @@ ENCODERS = [
         "absent.png",
         lambda inputs, units: _other_pixels(inputs, units, 32, 0),
         Exact(0.5, 1.0, 0.0),
+    ),
+    EncoderCase(
+        "chart",
+        lambda: ChartEncoder(
+            size=32, backbone_args={"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}, hide="vector"
+        ),
+        lambda: [None, *_pictures()[1:]],
+        "absent.png",
+        lambda inputs, units: _other_pixels(inputs, units, 8, 1),
+        Exact(0.6, 1.0, 0.0),
     ),
     EncoderCase(
         "points (outside mmpt)",
