@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 THREADS ?= 1
 
-.PHONY: demo test test-slow check bench recipes-image recipes-midi recipes-cell clean
+.PHONY: demo test test-slow check bench recipes-image recipes-midi recipes-cell recipes-chart clean
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -30,6 +30,9 @@ BENCHMARKS := contrastive_memory accumulation_exactness packing masked_lm_step m
 
 bench: .venv/ready  ## comparisons with other libraries; needs a quiet machine
 	for name in $(BENCHMARKS); do OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+recipes-chart: .venv/ready  ## the full chart recipe
+	$(BIN)/python recipes/chart/run.py --output runs/chart
 
 recipes-image: .venv/ready  ## the full image recipe, about 20 minutes on 2 cores
 	$(BIN)/python recipes/image/run.py --output runs/image

@@ -107,6 +107,7 @@ class Charts(Source):
         replacement: how often the data take the picture's place in a question ("qa").
         serializer: how data are written: "json", or "compact" for small models.
         separator: the token between prompts and answers.
+        blind: never show a picture, for a baseline that knows the texts only.
         tables: names of the tables to use; None is all.
         seed: of tables' splits, charts and styles.
         workers: processes that draw; None is one for each CPU.
@@ -131,6 +132,7 @@ class Charts(Source):
         replacement: float = 0.0,
         serializer: Serializer = "json",
         separator: str = "[SEP]",
+        blind: bool = False,
         tables: Sequence[str] | None = None,
         seed: int = 0,
         workers: int | None = None,
@@ -144,6 +146,7 @@ class Charts(Source):
         self.layouts: dict[Layout, float] = dict(layouts or {"align-json": 1.0})
         self.replace = RandomTextReplacement(replacement)
         self.serializer, self.separator = serializer, separator
+        self.blind = blind
         self.tables = tables
         self.seed, self.workers = seed, workers
         if min(charts, held_out) < 1 or max_points < 2 or max_series < 1 or not 0 <= annotated <= 1 or size < 32:
@@ -316,12 +319,11 @@ class ChartExamples:
         question = None
         if layout not in ("align-caption", "align-json"):
             asked = questions(chart.record)
-            question = _pick(
-                [q for q in asked if q.kind == _drawn(dict.fromkeys(sorted({q.kind for q in asked}), 1.0))]
-            )
+            kind = _drawn(dict.fromkeys(sorted({q.kind for q in asked}), 1.0))
+            question = _pick([q for q in asked if q.kind == kind])
         return Sample(
             {
-                "chart": None if layout == "json-qa" else str(chart.picture),
+                "chart": None if self.source.blind or layout == "json-qa" else str(chart.picture),
                 "text": self.source.text_of(chart.record, layout, question),
             },
             chart.name,

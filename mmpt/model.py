@@ -166,7 +166,23 @@ class MultimodalModel(nn.Module, Configurable):
         return nn.Identity()
 
     def parts(self, name: str) -> list[nn.Module]:
-        """Everything that belongs to one modality alone: encoder, connector, projection and norm."""
+        """What belongs to one modality alone: encoder, connector, projection and norm.
+
+        Args:
+            name: of the modality, or of one of its parts: "image.encoder", "image.connector".
+
+        Raises:
+            ConfigError: no such modality or part.
+        """
+        name, _, part = name.partition(".")
+        if part:
+            modality = self.modality(name)
+            chosen = {"encoder": modality.encoder, "connector": modality.connector}.get(part)
+            if chosen is None:
+                raise ConfigError(
+                    f"modality {name!r} has no part {part!r}; name its encoder, or its connector if it has one"
+                )
+            return [chosen]
         return [self.modality(name), self.projections[name], *([self.norms[name]] if name in self.norms else [])]
 
     # Tensors to tensors: what training uses.

@@ -41,7 +41,8 @@ class Pretraining(L.LightningModule):
         pretrained: model folder (`save_pretrained`, an earlier stage's RUN/model) whose weights the model starts from.
             What `model` has and the folder lacks (a connector, cross-attention) starts new, with a warning.
         freeze: modalities that are not trained: their encoder, connector, projection and norm keep the weights they
-            start with and stay in evaluation mode (LiT, arXiv 2111.07991).
+            start with and stay in evaluation mode (LiT, arXiv 2111.07991). "image.encoder" locks that part alone, so
+            that the connector learns (LLaVA's first stage: [text, image.encoder]).
         weights: name -> weight of the head's loss: a number, or [step, weight] points with straight lines between them.
             Heads not named have weight 1; with weight 0 a head is not computed.
         sources: name -> the sources of the data that the head learns from, where several sources give other pairs than

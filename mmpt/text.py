@@ -19,7 +19,7 @@ from mmpt.encoder import MASK, RANDOM, Corruption, Encoder, Inputs, Part, Proces
 from mmpt.errors import ConfigError, SampleError
 from mmpt.naming import named_vectors
 from mmpt.positions import Positions
-from mmpt.tokenization import ClipTokenizer, WordPieceSource, resolve_tokenizer
+from mmpt.tokenization import TokenizerSource, resolve_tokenizer
 from mmpt.tokens import Tokens
 from mmpt.transformer import Activation, Attention, Transformer, activation_function
 
@@ -179,7 +179,7 @@ class TextTransformer(TextBackbone):
 
     def __init__(
         self,
-        tokenizer: WordPieceSource | ClipTokenizer | PreTrainedTokenizerFast | str | Path,
+        tokenizer: TokenizerSource,
         width: int = 256,
         depth: int = 4,
         heads: int = 4,
@@ -356,7 +356,7 @@ class TextProcessor(Processor):
 
     def __init__(
         self,
-        tokenizer: WordPieceSource | ClipTokenizer | PreTrainedTokenizerFast | str | Path,
+        tokenizer: TokenizerSource,
         max_length: int = 128,
         too_long: Literal["truncate", "error"] = "truncate",
     ) -> None:

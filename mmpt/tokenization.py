@@ -76,20 +76,25 @@ def train_wordpiece(
     return _wrap(_bert_tokenizer(vocabulary, lowercase))
 
 
-def train_bytelevel_bpe(texts: Iterable[str], vocabulary_size: int, min_frequency: int = 2) -> PreTrainedTokenizerFast:
+def train_bytelevel_bpe(
+    texts: Iterable[str], vocabulary_size: int, min_frequency: int = 2, single_digits: bool = False
+) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer: any text is representable and decodes to itself.
 
     Args:
         texts: the training text.
         vocabulary_size: most entries of the vocabulary; at least the special tokens and the 256 bytes.
         min_frequency: pairs seen less often are not merged.
+        single_digits: each digit is a token of its own, so that numbers which were never seen are written like others.
 
     Raises:
         ConfigError: a vocabulary without room for the bytes.
     """
     _check_size(vocabulary_size, len(SPECIALS) + 256)
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytelevel = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, bytelevel]) if single_digits else bytelevel
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary_size,
@@ -157,11 +162,30 @@ class WordPieceSource(Configurable):
         Raises:
             DataError: the file is absent, not UTF-8, or without text.
         """
-        texts = self.texts.texts() if isinstance(self.texts, Source) else _lines(Path(self.texts).expanduser())
-        texts = [text for text in texts if text.strip()]
-        if not texts:
-            raise DataError(f"{self.texts} holds no text to train a tokenizer on")
-        return train_wordpiece(texts, self.vocabulary_size, self.lowercase)
+        return train_wordpiece(_training_texts(self.texts), self.vocabulary_size, self.lowercase)
+
+
+class ByteLevelSource(Configurable):
+    """A byte-level BPE tokenizer that is trained where it is asked for: texts, numbers and JSON come back unchanged.
+
+    Args:
+        texts: as for `WordPieceSource`.
+        vocabulary_size: most entries of the vocabulary; more than 261.
+        single_digits: see `train_bytelevel_bpe`.
+    """
+
+    def __init__(self, texts: Source | str | Path, vocabulary_size: int = 2000, single_digits: bool = True) -> None:
+        self.texts = texts
+        self.vocabulary_size = vocabulary_size
+        self.single_digits = single_digits
+
+    def train(self) -> PreTrainedTokenizerFast:
+        """Train the tokenizer.
+
+        Raises:
+            DataError: the file is absent, not UTF-8, or without text.
+        """
+        return train_bytelevel_bpe(_training_texts(self.texts), self.vocabulary_size, single_digits=self.single_digits)
 
 
 class ClipTokenizer(Configurable):
@@ -191,10 +215,12 @@ class ClipTokenizer(Configurable):
         return tokenizer
 
 
-def resolve_tokenizer(
-    source: WordPieceSource | ClipTokenizer | PreTrainedTokenizerFast | str | Path,
-) -> PreTrainedTokenizerFast:
-    """A tokenizer from whatever names one: itself, a path (see `load_tokenizer`), or text to train it on.
+TokenizerSource = WordPieceSource | ByteLevelSource | ClipTokenizer | PreTrainedTokenizerFast | str | Path
+"""Whatever names a tokenizer: itself, a path (see `load_tokenizer`), or text to train it on."""
+
+
+def resolve_tokenizer(source: TokenizerSource) -> PreTrainedTokenizerFast:
+    """The tokenizer that a `TokenizerSource` names.
 
     Raises:
         ConfigError: the tokenizer has no pad token.
@@ -202,7 +228,7 @@ def resolve_tokenizer(
     if isinstance(source, PreTrainedTokenizerFast):
         tokenizer = source
     else:
-        tokenizer = source.train() if isinstance(source, WordPieceSource | ClipTokenizer) else load_tokenizer(source)
+        tokenizer = load_tokenizer(source) if isinstance(source, str | Path) else source.train()
     if tokenizer.pad_token_id is None:
         raise ConfigError(
             "the tokenizer has no pad token. Either (1) set one before, e.g. tokenizer.pad_token = tokenizer.eos_token "
@@ -249,6 +275,14 @@ def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, **{role: name for role, name in found.items() if name is not None}
     )
+
+
+def _training_texts(source: Source | str | Path) -> list[str]:
+    texts = source.texts() if isinstance(source, Source) else _lines(Path(source).expanduser())
+    texts = [text for text in texts if text.strip()]
+    if not texts:
+        raise DataError(f"{source} holds no text to train a tokenizer on")
+    return texts
 
 
 def _lines(path: Path) -> list[str]:

@@ -19,6 +19,7 @@ from mmpt.encoder import Encoder, Inputs
 from mmpt.encoders.architecture import ArchitectureEncoder, ArchitectureProcessor
 from mmpt.encoders.architecture_graph import ArchitectureGraph
 from mmpt.encoders.cell import CellEncoder, GeneVocabulary
+from mmpt.encoders.chart import ChartEncoder
 from mmpt.encoders.image import ImageEncoder
 from mmpt.encoders.midi import MidiEncoder
 from mmpt.encoders.midi_tokens import CompoundWords, MidiTokenizer, Octuple
@@ -191,6 +192,16 @@ ENCODERS = [
         "absent.json",
         _other_types,
         Exact(0.4, 0.8, 0.1),
+    ),
+    EncoderCase(
+        "chart",
+        lambda: ChartEncoder(
+            size=32, backbone_args={"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}, hide="vector"
+        ),
+        lambda: [None, *_pictures()[1:]],
+        "absent.png",
+        lambda inputs, units: _other_pixels(inputs, units, 8, 1),
+        Exact(0.6, 1.0, 0.0),
     ),
     EncoderCase(
         "points (outside mmpt)",

@@ -1,0 +1,189 @@
+"""The chart recipe: learn to read the data of charts, then to answer questions, beside a decoder that sees no picture.
+
+    python recipes/chart/run.py [--smoke | --demo] [--output RUN] [--seed N] [--data.path MINE] [...options of mmpt fit]
+
+Default data: charts of real tables; the tables, colours and fonts of the test are never trained on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+
+from mmpt.datasets.chart import Chart, Charts
+from mmpt.datasets.chart_answers import answer, extract
+from mmpt.datasets.chart_questions import questions
+from mmpt.datasets.chart_records import ChartRecord, parse
+from mmpt.datasets.chart_render import Job, random_style, render
+from mmpt.errors import DataError, MmptError
+from mmpt.evaluation.answers import relaxed_match
+from mmpt.evaluation.tables import rnss, table_f1, value_errors
+from mmpt.model import MultimodalModel
+from mmpt.recipe import RecipeOptions, Stages, finish, parse_options, precision, start
+from mmpt.report import ExampleRow, Item, write_examples
+from mmpt.training import train
+
+HERE = Path(__file__).parent
+SHORT = {"smoke": ("3", 24), "demo": ("300", 600)}
+"""Steps and charts of a shortened run."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the recipe; 0 on success, 2 after an error that mmpt explains."""
+    options = parse_options(__doc__.splitlines()[0], arguments)
+    console = Console()
+    try:
+        run(options, console)
+    except MmptError as error:
+        console.print(f"{type(error).__name__}: {error}", style="red", highlight=False, soft_wrap=True)
+        return 2
+    return 0
+
+
+def run(options: RecipeOptions, console: Console) -> dict[str, float]:
+    """Align, tune, evaluate, report; the metrics."""
+    start(options)
+    torch.manual_seed(options.seed)
+    stages = Stages(console)
+    run_folder = options.output
+    aligned, source = stages.run("alignment", fit, options, "pretrain.yaml", run_folder / "align", {})
+    blind, _ = stages.run(
+        "alignment without pictures", fit, options, "pretrain.yaml", run_folder / "blind", {"blind": True}
+    )
+    charts = [chart for chart in source.drawn("test") if chart.problem is None]
+    charts = charts[:8] if options.smoke else charts
+    read, metrics = stages.run("reading unseen charts", reading, aligned, charts, source, False)
+    _, without = stages.run("reading without pictures", reading, blind, charts, source, True)
+    metrics |= {f"{name}_blind": value for name, value in without.items()}
+    pretrained = ["--model.pretrained", str(run_folder / "align" / "model")]
+    tuned, _ = stages.run("tuning on questions", fit, options, "tune.yaml", run_folder, {}, pretrained)
+    metrics |= stages.run("answering", answering, tuned, charts)
+    illustrate(run_folder, charts, read, source)
+    metrics |= {f"minutes/{name}": seconds / 60 for name, seconds in stages.seconds.items()}
+    finish(run_folder, metrics, console)
+    return metrics
+
+
+def fit(
+    options: RecipeOptions, config: str, output: Path, changes: dict[str, Any], extra: list[str] | None = None
+) -> tuple[MultimodalModel, Charts]:
+    """`mmpt fit` with one of the recipe's configurations, changed for a short run or a baseline."""
+    settings = yaml.safe_load((HERE / config).read_text(encoding="utf-8"))
+    chosen = settings["data"]["sources"]["charts"]["init_args"]
+    chosen |= changes | {"seed": 0}
+    short = SHORT.get("smoke" if options.smoke else "demo" if options.demo else "")
+    if short is not None:
+        settings["trainer"]["max_steps"] = int(short[0])
+        chosen |= {"charts": short[1], "held_out": min(chosen["held_out"], short[1])}
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / "settings.yaml"
+    path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    arguments = ["fit", "--config", str(path), "--output", str(output), "--seed_everything", str(options.seed)]
+    arguments += ["--data.seed", str(options.seed), "--trainer.precision", precision()]
+    finished = train([*arguments, *(extra or []), *options.overrides])
+    source = finished.datamodule.sources["charts"]
+    assert isinstance(source, Charts)
+    return finished.model.model.eval(), source
+
+
+def reading(
+    model: MultimodalModel, charts: list[Chart], source: Charts, blind: bool
+) -> tuple[list[ChartRecord | None], dict[str, float]]:
+    """The records that a model reads, and how near they come: apart for charts with and without printed values."""
+    pictures = [None if blind else chart.picture for chart in charts]
+    records: list[ChartRecord | None] = []
+    for text in extract(model, pictures):
+        try:
+            records.append(parse(text, source.serializer))
+        except DataError:
+            records.append(None)
+    metrics = {"reading/parsed": sum(record is not None for record in records) / len(records)}
+    groups = {
+        "": charts,
+        "/printed": [c for c in charts if c.annotated],
+        "/unprinted": [c for c in charts if not c.annotated],
+    }
+    found = {id(chart): record for chart, record in zip(charts, records, strict=True)}
+    for group, members in groups.items():
+        if members:
+            scored = scores([(chart.record, found[id(chart)]) for chart in members if chart.record is not None])
+            metrics |= {f"reading{group}/{name}": value for name, value in scored.items()}
+    return records, metrics
+
+
+def scores(pairs: list[tuple[ChartRecord, ChartRecord | None]]) -> dict[str, float]:
+    """Means over charts; what could not be parsed counts as nothing read.
+
+    `value_accuracy` compares the values in their order, within 5 %; missing ones are wrong. `rnss` is the strict mode.
+    """
+    within, errors = [], []
+    for true, read in pairs:
+        values = [] if read is None else read.values
+        right = [i < len(values) and relaxed_match(repr(v), repr(values[i])) for i, v in enumerate(true.values)]
+        within.append(sum(right) / len(right))
+        errors += [] if read is None else value_errors(true.cells(), read.cells(), true.span)
+    return {
+        "value_accuracy": statistics.fmean(within),
+        "rnss": statistics.fmean(rnss(true.values, [] if read is None else read.values) for true, read in pairs),
+        "table_f1": statistics.fmean(
+            table_f1(true.cells(), [] if read is None else read.cells()).f1 for true, read in pairs
+        ),
+        "type_accuracy": statistics.fmean(float(read is not None and read.type == true.type) for true, read in pairs),
+        "median_value_error": statistics.median(errors) if errors else float("nan"),
+    }
+
+
+def answering(model: MultimodalModel, charts: list[Chart]) -> dict[str, float]:
+    """Relaxed accuracy of each kind of question: asked directly, and behind the data that the model read first."""
+    generator = torch.Generator().manual_seed(0)
+    asked = []
+    for chart in charts:
+        assert chart.record is not None
+        for kind in ("literal", "inferential", "reasoning"):
+            options = [question for question in questions(chart.record) if question.kind == kind]
+            if options:
+                asked.append((chart, options[int(torch.randint(len(options), (), generator=generator))]))
+    metrics: dict[str, float] = {}
+    for suffix, prompting in (("", False), ("_data_prompting", True)):
+        given = answer(model, [c.picture for c, _ in asked], [q.text for _, q in asked], data_prompting=prompting)
+        for kind in ("literal", "inferential", "reasoning"):
+            right = [
+                relaxed_match(question.answer, written.answer)
+                for (_, question), written in zip(asked, given, strict=True)
+                if question.kind == kind
+            ]
+            metrics[f"answering/{kind}{suffix}"] = statistics.fmean(right) if right else float("nan")
+    return metrics
+
+
+def illustrate(run_folder: Path, charts: list[Chart], read: list[ChartRecord | None], source: Charts) -> None:
+    """Charts beside what was read, drawn again."""
+    rows: list[ExampleRow] = []
+    for chart, record in list(zip(charts, read, strict=True))[:24]:
+        assert chart.record is not None
+        text = source.text_of(chart.record, "align-json").partition(source.separator)[2]
+        query: Item = {"image": render(job(chart.record, source)), "text": text}
+        results: list[Item] = []
+        if record is not None:
+            written = source.text_of(record, "align-json").partition(source.separator)[2]
+            results.append({"text": written, "correct": record == chart.record})
+            with contextlib.suppress(MmptError):  # what was read need not be drawable
+                results[0]["image"] = render(job(record, source))
+        rows.append({"query": query, "results": results})
+    write_examples(run_folder, "Charts of unseen tables, and what was read drawn again", rows)
+
+
+def job(record: ChartRecord, source: Charts) -> Job:
+    """The record in one plain style, larger than the model sees it."""
+    return Job(record, random_style(["matplotlib"], 0), True, (2 * source.size, 2 * source.size))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
