@@ -36,12 +36,11 @@ from mmpt.datasets.architecture_baselines import (
 from mmpt.datasets.architecture_drawing import draw
 from mmpt.datasets.architecture_generated import GeneratedNetworks
 from mmpt.datasets.architecture_statements import questions
-from mmpt.errors import MmptError
 from mmpt.evaluation.projection import two_dimensional
 from mmpt.evaluation.retrieval import RetrievalResult, retrieval
 from mmpt.finetuning import rebuilt
 from mmpt.model import TEXT, MultimodalModel
-from mmpt.recipe import RecipeOptions, Stages, finish, parse_options, start
+from mmpt.recipe import RecipeOptions, Stages, finish, recipe_main, start
 from mmpt.report import ExampleRow, write_embeddings, write_examples
 from mmpt.source import Sample, Split
 from mmpt.training import train
@@ -50,18 +49,6 @@ HERE = Path(__file__).parent
 DEMO = ["--trainer.max_steps", "300"]
 SMOKE = ["--trainer.max_steps", "3", "--trainer.limit_val_batches", "1"]
 GRAPHS = "architecture"
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the recipe; 0 on success, 2 after an error that mmpt explains."""
-    options = parse_options(__doc__.splitlines()[0], arguments)
-    console = Console()
-    try:
-        run(options, console)
-    except MmptError as error:
-        console.print(f"{type(error).__name__}: {error}", style="red", highlight=False, soft_wrap=True)
-        return 2
-    return 0
 
 
 def run(options: RecipeOptions, console: Console) -> dict[str, float]:
@@ -329,4 +316,4 @@ def illustrate(model: MultimodalModel, zoo: ModelZoo, options: RecipeOptions) ->
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(recipe_main(__doc__.splitlines()[0], run))

@@ -36,12 +36,11 @@ from mmpt.checkpoint import load_heads
 from mmpt.commands import retrieval_metrics
 from mmpt.data import MultimodalData
 from mmpt.datasets.cell import Cells
-from mmpt.errors import MmptError
 from mmpt.evaluation.projection import two_dimensional
 from mmpt.finetuning import rebuilt
 from mmpt.heads import MatchingHead
 from mmpt.model import TEXT, MultimodalModel
-from mmpt.recipe import RecipeOptions, Stages, finish, parse_options, start
+from mmpt.recipe import RecipeOptions, Stages, finish, recipe_main, start
 from mmpt.report import ExampleRow, write_embeddings, write_examples
 from mmpt.training import train
 
@@ -49,18 +48,6 @@ HERE = Path(__file__).parent
 LEFT_OUT = ("CD19+ B", "CD56+ NK")
 SHOTS = (1, 5, 20)
 SMOKE = ["--trainer.max_steps", "2", "--trainer.limit_val_batches", "1"]
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the recipe; 0 on success, 2 after an error that mmpt explains."""
-    options = parse_options(__doc__.splitlines()[0], arguments)
-    console = Console()
-    try:
-        run(options, console)
-    except MmptError as error:
-        console.print(f"{type(error).__name__}: {error}", style="red", highlight=False, soft_wrap=True)
-        return 2
-    return 0
 
 
 def run(options: RecipeOptions, console: Console) -> dict[str, float]:
@@ -243,4 +230,4 @@ def confusion_picture(right: np.ndarray, predicted: np.ndarray, names: Sequence[
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(recipe_main(__doc__.splitlines()[0], run))

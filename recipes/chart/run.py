@@ -26,25 +26,13 @@ from mmpt.errors import DataError, MmptError
 from mmpt.evaluation.answers import relaxed_match
 from mmpt.evaluation.tables import rnss, table_f1, value_errors
 from mmpt.model import MultimodalModel
-from mmpt.recipe import RecipeOptions, Stages, finish, parse_options, precision, start
+from mmpt.recipe import RecipeOptions, Stages, finish, precision, recipe_main, start
 from mmpt.report import ExampleRow, Item, write_examples
 from mmpt.training import train
 
 HERE = Path(__file__).parent
 SHORT = {"smoke": ("3", 24), "demo": ("300", 600)}
 """Steps and charts of a shortened run."""
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the recipe; 0 on success, 2 after an error that mmpt explains."""
-    options = parse_options(__doc__.splitlines()[0], arguments)
-    console = Console()
-    try:
-        run(options, console)
-    except MmptError as error:
-        console.print(f"{type(error).__name__}: {error}", style="red", highlight=False, soft_wrap=True)
-        return 2
-    return 0
 
 
 def run(options: RecipeOptions, console: Console) -> dict[str, float]:
@@ -186,4 +174,4 @@ def job(record: ChartRecord, source: Charts) -> Job:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(recipe_main(__doc__.splitlines()[0], run))

@@ -30,7 +30,7 @@ from mmpt.encoders.midi_notes import PART
 from mmpt.errors import MmptError
 from mmpt.evaluation.linear_probe import linear_probe
 from mmpt.model import MultimodalModel
-from mmpt.recipe import RecipeOptions, Stages, finish, parse_options, precision, start
+from mmpt.recipe import RecipeOptions, Stages, finish, precision, recipe_main, start
 from mmpt.report import ExampleRow, write_examples
 from mmpt.training import TrainingCLI, train
 
@@ -39,18 +39,6 @@ DEMO = ["--trainer.max_steps", "60"]
 SMOKE = ["--trainer.max_steps", "2", "--trainer.limit_val_batches", "1"]
 STARTS = {"": "model", "_adversarial": "adversarial/model", "_scratch": "model"}
 """Suffix of a metric -> the folder that fine-tuning starts from."""
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the recipe; 0 on success, 2 after an error that mmpt explains."""
-    options = parse_options(__doc__.splitlines()[0], arguments)
-    console = Console()
-    try:
-        run(options, console)
-    except MmptError as error:
-        console.print(f"{type(error).__name__}: {error}", style="red", highlight=False, soft_wrap=True)
-        return 2
-    return 0
 
 
 def run(options: RecipeOptions, console: Console) -> dict[str, float]:
@@ -249,4 +237,4 @@ def _keys(notes: Any) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(recipe_main(__doc__.splitlines()[0], run))
