@@ -150,7 +150,7 @@ class _WithGradients(torch.autograd.Function):
 
 def _attach(value: Tensor, inputs: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> Tensor:
     """The value, with these gradients for the inputs."""
-    return _WithGradients.apply(value, len(inputs), *inputs, *gradients)  # type: ignore[no-any-return]
+    return _WithGradients.apply(value, len(inputs), *inputs, *gradients)
 
 
 def _wanted(*inputs: Tensor) -> bool:
