@@ -135,7 +135,7 @@ def build_network(recipe: Recipe) -> nn.Module:
     def layer(kind: str, channels: int) -> nn.Module:
         def conv(kernel: int | tuple[int, int], groups: int = 1, dilation: int = 1) -> nn.Conv2d:
             sizes = (kernel, kernel) if isinstance(kernel, int) else kernel
-            padding = tuple(dilation * (size // 2) for size in sizes)
+            padding = (dilation * (sizes[0] // 2), dilation * (sizes[1] // 2))
             return nn.Conv2d(channels, channels, sizes, 1, padding, dilation, groups, bias=False)
 
         if kind in ("max", "avg"):
