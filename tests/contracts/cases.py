@@ -12,8 +12,8 @@ from shapes import PointsEncoder
 from torch import Tensor
 
 from mmpt.encoder import Encoder, Inputs
-from mmpt.encoders.chart import ChartEncoder
 from mmpt.encoders.image import ImageEncoder
+from mmpt.encoders.image_chart import ChartEncoder
 from mmpt.heads import (
     CaptioningHead,
     ContrastiveHead,
