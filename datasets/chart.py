@@ -154,7 +154,7 @@ class Charts(Source):
                 f"charts={charts}, held_out={held_out}, max_points={max_points}, max_series={max_series}, "
                 f"annotated={annotated}, size={size}; expected at least 1, 1, 2 and 1, a share, and 32 pixels or more"
             )
-        unknown = {*self.types} - {*CHART_TYPES} | {*self.layouts} - {*LAYOUTS}
+        unknown: set[str] = {*self.types} - {*CHART_TYPES} | {*self.layouts} - {*LAYOUTS}
         unknown |= {*self.renderers, *self.test_renderers} - {*get_args(Renderer)}
         if unknown or not self.types or sum(self.layouts.values()) <= 0 or min(self.layouts.values()) < 0:
             raise ConfigError(
@@ -248,7 +248,8 @@ class Charts(Source):
         part = max(1, len(names) // 6) if len(names) >= 3 else 0
         splits: dict[str, Split] = dict.fromkeys(names, "train")
         if part:
-            splits |= dict.fromkeys(names[-part:], "test") | dict.fromkeys(names[-2 * part : -part], "validation")
+            splits.update(dict.fromkeys(names[-part:], "test"))
+            splits.update(dict.fromkeys(names[-2 * part : -part], "validation"))
         return splits
 
     def _split_of(self, table: str) -> Split:

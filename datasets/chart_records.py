@@ -133,11 +133,11 @@ def serialize(record: ChartRecord, form: Serializer = "json") -> str:
                 parts.append(f"{_escaped(label_text(label))}={','.join(map(number_text, values))}")
         return "|".join(parts)
     text = ",".join(f'"{key}":{_json(getattr(record, key))}' for key in ("type", "title", "x", "y"))
-    series = ",".join(
+    written = ",".join(
         f'{{"name":{_json(s.name)},"data":[{",".join(_json_point(point) for point in s.points)}]}}'
         for s in record.series
     )
-    return f'{{{text},"series":[{series}]}}'
+    return f'{{{text},"series":[{written}]}}'
 
 
 def parse(text: str, form: Serializer = "json") -> ChartRecord:

@@ -257,7 +257,7 @@ def _matplotlib(job: Job, font: str) -> Image.Image:
     record, style = job.record, job.style
     width, height = job.size
     points = style.font_share * height * 72 / 100
-    settings = {"font.family": font, "font.size": points, "text.parse_math": False, "axes.unicode_minus": False}
+    settings: Any = {"font.family": font, "font.size": points, "text.parse_math": False, "axes.unicode_minus": False}
     with rc_context(settings):
         figure = Figure(figsize=(width / 100, height / 100), dpi=100, facecolor="white")
         canvas = FigureCanvasAgg(figure)
@@ -478,10 +478,11 @@ def _vega_layers(job: Job) -> list[dict[str, Any]]:
     value_text = {"field": "note", "type": "nominal"}
     if record.type in ("bar", "line", "area", "grouped_bar", "stacked_bar"):
         y |= {"scale": scale, "stack": "zero" if record.type == "stacked_bar" else None}
-        encoding = {"x": x, "y": y, "color": color}
+        encoding: dict[str, Any] = {"x": x, "y": y, "color": color}
         marks = {"bar": "bar", "grouped_bar": "bar", "stacked_bar": "bar", "line": "line", "area": "area"}
         mark: dict[str, Any] = {"type": marks[record.type]}
-        mark |= {"line": {"point": True}, "area": {"line": True, "opacity": 0.8}}.get(record.type, {})
+        additions: dict[str, dict[str, Any]] = {"line": {"point": True}, "area": {"line": True, "opacity": 0.8}}
+        mark |= additions.get(record.type, {})
         if record.type == "grouped_bar":
             encoding["xOffset"] = {"field": "series", "sort": None}
         noted = {key: channel for key, channel in encoding.items() if key != "color"}
@@ -511,7 +512,7 @@ def _vega_layers(job: Job) -> list[dict[str, Any]]:
     if record.type == "heatmap":
         side = {"field": "series", "type": "nominal", "sort": None, "title": record.y}
         gradient = {"scheme": style.gradient.lower()}
-        fill = {"field": "value", "type": "quantitative", "title": None, "scale": gradient}
+        fill: dict[str, Any] = {"field": "value", "type": "quantitative", "title": None, "scale": gradient}
         fill["legend"] = {"gradientLength": 0.5 * job.size[1], "gradientThickness": 8}
         return [
             {"mark": {"type": "rect"}, "encoding": {"x": x, "y": side, "color": fill}},

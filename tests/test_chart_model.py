@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from PIL import Image
+from test_huggingface import WRAPPED, save
 from torch import nn
 
 from mmpt.batches import Batch
@@ -16,12 +17,14 @@ from mmpt.connectors import LinearConnector
 from mmpt.datasets.chart import EXTRACT
 from mmpt.datasets.chart_answers import Answered, answer, extract
 from mmpt.datasets.chart_records import parse
-from mmpt.encoders.chart import ChartEncoder, ChartProcessor
+from mmpt.encoders.image_chart import ChartEncoder, ChartProcessor
 from mmpt.errors import ConfigError, DataError, SampleError
 from mmpt.features import Features
 from mmpt.heads import AnsweringHead
 from mmpt.heads.answering import answer_mask
+from mmpt.huggingface import HuggingFaceText
 from mmpt.model import Modality, MultimodalModel
+from mmpt.pretraining import Pretraining
 from mmpt.text import TextTransformer
 from mmpt.tokenization import ByteLevelSource, train_bytelevel_bpe
 
@@ -240,3 +243,18 @@ def test_the_recipe_runs_and_leaves_a_report(tmp_path):
     assert "answering/literal_data_prompting" in metrics
     assert (run / "report.html").is_file()
     assert MultimodalModel.from_pretrained(run / "model").modality("chart")
+
+
+def test_a_hugging_face_language_model_reads_charts_through_the_connector(tmp_path):
+    save("GPT2LMHeadModel", WRAPPED["GPT2LMHeadModel"], tmp_path)
+    chart = Modality(ChartEncoder(size=16, backbone_args=SMALL), connector=LinearConnector())
+    owner = MultimodalModel(HuggingFaceText(tmp_path), {"chart": chart}, embed_dim=16)
+    module = Pretraining(owner, {"answers": AnsweringHead("chart")}, freeze=["text", "chart.encoder"])
+    loss, _ = module(batch(owner, [*pictures(1), None], ["a b[SEP]c d[SEP]e[SEP]f", "a[SEP]b"]))
+    loss.backward()
+    trained = {name for name, parameter in owner.named_parameters() if parameter.grad is not None}
+    assert trained == {"modalities.chart.connector.linear.weight", "modalities.chart.connector.linear.bias"}
+    red, blue = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
+    written = extract(owner, [red, blue, None], max_new_tokens=6)
+    assert len(written) == 3
+    assert extract(owner, [blue], max_new_tokens=6) == written[1:2]

@@ -166,7 +166,7 @@ def _matched(
 
 def _value_similarity(target: float | str, prediction: float | str, text: float, number: float) -> float:
     if not isinstance(target, str) and not isinstance(prediction, str):
-        distance = float(_relative_distance(np.float64(target), np.float64(prediction)))
+        distance = float(_relative_distance(np.array(target, float), np.array(prediction, float)))
         return 1.0 - distance if distance < number else 0.0
     distance = Levenshtein.normalized_distance(str(target), str(prediction))
     return 1.0 - distance if distance < text else 0.0

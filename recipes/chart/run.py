@@ -46,6 +46,10 @@ def run(options: RecipeOptions, console: Console) -> dict[str, float]:
         "alignment without pictures", fit, options, "pretrain.yaml", run_folder / "blind", {"blind": True}
     )
     charts = [chart for chart in source.drawn("test") if chart.problem is None]
+    if not charts:
+        raise DataError(
+            "no charts to test on: tables are split whole, so at least 3 tables that can be charted are needed"
+        )
     charts = charts[:8] if options.smoke else charts
     read, metrics = stages.run("reading unseen charts", reading, aligned, charts, source, False)
     _, without = stages.run("reading without pictures", reading, blind, charts, source, True)

@@ -19,8 +19,8 @@ from mmpt.encoder import Encoder, Inputs
 from mmpt.encoders.architecture import ArchitectureEncoder, ArchitectureProcessor
 from mmpt.encoders.architecture_graph import ArchitectureGraph
 from mmpt.encoders.cell import CellEncoder, GeneVocabulary
-from mmpt.encoders.chart import ChartEncoder
 from mmpt.encoders.image import ImageEncoder
+from mmpt.encoders.image_chart import ChartEncoder
 from mmpt.encoders.midi import MidiEncoder
 from mmpt.encoders.midi_tokens import CompoundWords, MidiTokenizer, Octuple
 from mmpt.heads import (
