@@ -137,7 +137,9 @@ def _names(root: Path, patterns: Sequence[str]) -> Iterator[str]:
 def _work(name: str) -> str:
     """`palestrina/Kyrie_12.krn`, `palestrina/Agnus_II_12.krn` and `palestrina/Credo_12_i.krn` belong to mass 12."""
     mass = re.fullmatch(r"palestrina/\D*?_?0*(\d+)(?:_?[a-zA-Z]+)*\.krn", name)
-    return f"palestrina/{mass[1]}" if mass else name
+    if mass:
+        return f"palestrina/{mass[1]}"
+    return "palestrina/unnumbered" if name.startswith("palestrina/") else name
 
 
 def from_music21(stream: Any) -> Notes:
