@@ -29,7 +29,7 @@ test-slow: .venv/ready  ## checks that take minutes
 recipes-image: .venv/ready  ## the full image recipe, about 20 minutes on 2 cores
 	$(BIN)/python recipes/image/run.py --output runs/image
 
-recipes-midi: .venv/ready  ## the full MIDI recipe, about 5 minutes on 2 cores
+recipes-midi: .venv/ready  ## the full MIDI recipe, some minutes
 	$(BIN)/python recipes/midi/run.py --output runs/midi
 
 clean:
