@@ -37,7 +37,7 @@ recipes-chart: .venv/ready  ## the full chart recipe
 recipes-image: .venv/ready  ## the full image recipe, about 20 minutes on 2 cores
 	$(BIN)/python recipes/image/run.py --output runs/image
 
-recipes-midi: .venv/ready  ## the full MIDI recipe, about 5 minutes on 2 cores
+recipes-midi: .venv/ready  ## the full MIDI recipe, some minutes
 	$(BIN)/python recipes/midi/run.py --output runs/midi
 
 recipes-cell: .venv/ready  ## the cell recipe, some minutes

@@ -33,7 +33,7 @@ Irish tunes (O'Neill, Ryan, Aird) are left out: many are in the Nottingham colle
 """
 
 TICKS = 480
-FORMAT = 2
+FORMAT = 3
 
 
 class CorpusPiece(NamedTuple):
@@ -135,9 +135,11 @@ def _names(root: Path, patterns: Sequence[str]) -> Iterator[str]:
 
 
 def _work(name: str) -> str:
-    """`palestrina/Kyrie_12.krn` and `palestrina/Agnus_II_12.krn` belong to mass 12."""
-    mass = re.fullmatch(r"palestrina/.*_0*(\d+)[a-z]?\.krn", name)
-    return f"palestrina/{mass[1]}" if mass else name
+    """`palestrina/Kyrie_12.krn`, `palestrina/Agnus_II_12.krn` and `palestrina/Credo_12_i.krn` belong to mass 12."""
+    mass = re.fullmatch(r"palestrina/\D*?_?0*(\d+)(?:_?[a-zA-Z]+)*\.krn", name)
+    if mass:
+        return f"palestrina/{mass[1]}"
+    return "palestrina/unnumbered" if name.startswith("palestrina/") else name
 
 
 def from_music21(stream: Any) -> Notes:

@@ -225,6 +225,7 @@ class TestCorpus:
         again = Music(corpus=Corpus(6, ["Bach chorale", "German folk song"]))
         assert [names(again, split) for split in SPLITS] == [names(source, split) for split in SPLITS]
         assert midi_corpus._work("palestrina/Kyrie_12.krn") == midi_corpus._work("palestrina/Agnus_II_12.krn")
+        assert midi_corpus._work("palestrina/Kyrie_12.krn") == midi_corpus._work("palestrina/Credo_12_i.krn")
         assert midi_corpus._work("palestrina/Kyrie_12.krn") != midi_corpus._work("palestrina/Kyrie_2.krn")
 
     def test_unknown_styles_are_refused(self):

@@ -33,7 +33,7 @@ def features(pictures: Iterable[Image.Image]) -> tuple[Tensor, Tensor]:
     for picture in pictures:
         pixels = np.asarray(picture.resize((SIZE, SIZE), Image.Resampling.BOX), dtype=np.float32) / 255
         gradient = hog(pixels, orientations=9, pixels_per_cell=(8, 8), cells_per_block=(2, 2), channel_axis=-1)
-        gradients.append(gradient.astype(np.float32))
+        gradients.append(np.asarray(gradient, dtype=np.float32))
         thumbnail = picture.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
         colours.append(np.asarray(thumbnail, dtype=np.float32).ravel() / 255)
     return torch.from_numpy(np.stack(gradients)), torch.from_numpy(np.stack(colours))

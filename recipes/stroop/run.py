@@ -33,7 +33,7 @@ from torch import nn
 from mmpt.commands import retrieval_metrics
 from mmpt.data import MultimodalData
 from mmpt.datasets.emoji import Emoji
-from mmpt.encoders.image import ImageEncoder
+from mmpt.encoders.image_drawing import DrawingEncoder
 from mmpt.encoders.image_processor import ImageProcessor
 from mmpt.errors import ConfigError, MmptError
 from mmpt.files import write_atomically
@@ -269,9 +269,7 @@ def build(text: str, source: Captions) -> MultimodalModel:
         if text == "minilm"
         else TextTransformer(WordPieceSource(source, 3000), width=WIDTH, depth=2, heads=6, max_length=64, dropout=0.1)
     )
-    image = ImageEncoder(
-        "gradient_resnet", size=48, hide=None, place_width=WIDTH, processor=ImageProcessor(48, (0.5,) * 3, (0.5,) * 3)
-    )
+    image = DrawingEncoder(48, place_width=WIDTH, processor=ImageProcessor(48, (0.5,) * 3, (0.5,) * 3))
     model = MultimodalModel(
         backbone, {"image": Modality(image, projection=False)}, embed_dim=WIDTH, text_pooling="mean"
     )
