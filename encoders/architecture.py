@@ -169,6 +169,8 @@ class ArchitectureEncoder(Encoder):
         ConfigError: a width that 4 does not divide, or an unknown `attend`.
     """
 
+    operators: Tensor
+
     def __init__(
         self,
         width: int = 768,

@@ -129,7 +129,7 @@ class CachedFeatures(Features):
 
         starts = range(0, len(self.batch) if size is None else size, self.chunk)
         parts = [checkpoint(once, start, use_reentrant=False, preserve_rng_state=False) for start in starts]
-        return _stack(parts) if isinstance(parts[0], Tokens) else torch.cat(parts)  # type: ignore[return-value]
+        return _stack(parts) if isinstance(parts[0], Tokens) else torch.cat(parts)
 
 
 def _cut(tokens: Tokens, rows: slice) -> Tokens:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -102,7 +102,7 @@ def fit_arguments(config: Path, output: Path, seed: int) -> list[str]:
     return [*arguments, "--seed_everything", str(seed), "--data.seed", str(seed), "--trainer.precision", precision()]
 
 
-def precision() -> str:
+def precision() -> Literal["bf16-mixed", "32-true"]:
     """Lightning's name of the fastest safe precision here: bfloat16 where the device computes with it."""
     if torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"

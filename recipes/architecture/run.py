@@ -36,6 +36,7 @@ from mmpt.datasets.architecture_baselines import (
 from mmpt.datasets.architecture_drawing import draw
 from mmpt.datasets.architecture_generated import GeneratedNetworks
 from mmpt.datasets.architecture_statements import questions
+from mmpt.encoders.architecture_graph import ArchitectureGraph
 from mmpt.evaluation.projection import two_dimensional
 from mmpt.evaluation.retrieval import RetrievalResult, retrieval
 from mmpt.finetuning import rebuilt
@@ -192,13 +193,13 @@ def clones(model: MultimodalModel, source: GeneratedNetworks) -> dict[str, float
     """
     networks = source.networks("test")
     draw = random.Random(0)
-    pairs = []
+    pairs: list[tuple[ArchitectureGraph, ArchitectureGraph, int]] = []
     for number, network in enumerate(networks):
         others = [n for i, n in enumerate(networks) if i != number]
         alike = [n for n in others if len(n.recipe.cells) == len(network.recipe.cells)] or others
         pairs += [(network.graph, network.clone, 1), (network.graph, draw.choice(alike).graph, 0)]
     label = np.array([same for _, _, same in pairs])
-    first, second = ([pair[side] for pair in pairs] for side in (0, 1))
+    first, second = [graph for graph, _, _ in pairs], [graph for _, graph, _ in pairs]
     a, b = model.embed(GRAPHS, first), model.embed(GRAPHS, second)
     fresh = rebuilt(model).eval()
     shapes = {id(g): spectrum(g) for g in [*first, *second]}
@@ -231,9 +232,8 @@ def answers(model: MultimodalModel, source: GeneratedNetworks) -> dict[str, floa
     written: list[str] = []
     for at in range(0, len(asked), 64):
         part = asked[at : at + 64]
-        written += model.generate(
-            [q.text for _, q in part], max_new_tokens=16, **{GRAPHS: [graph for graph, _ in part]}
-        )
+        graphs: dict[str, Any] = {GRAPHS: [graph for graph, _ in part]}
+        written += model.generate([q.text for _, q in part], max_new_tokens=16, **graphs)
     right: dict[str, list[tuple[bool, bool]]] = {}
     for (_, question), text in zip(asked, written, strict=True):
         usual = common.get(question.text, Counter()).most_common(1)

@@ -28,8 +28,8 @@ def features(pictures: Iterable[Image.Image]) -> tuple[Tensor, Tensor]:
         float32 (n, 1764): 9 orientations in cells of 8 x 8 pixels, blocks of 2 x 2 cells, of pictures of 64 x 64;
         float32 (n, 192): 8 x 8 pixels of colour.
     """
-    gradients: list[NDArray[np.float32]] = []
-    colours: list[NDArray[np.float32]] = []
+    gradients: list[NDArray[np.floating]] = []
+    colours: list[NDArray[np.floating]] = []
     for picture in pictures:
         pixels = np.asarray(picture.resize((SIZE, SIZE), Image.Resampling.BOX), dtype=np.float32) / 255
         gradient = hog(pixels, orientations=9, pixels_per_cell=(8, 8), cells_per_block=(2, 2), channel_axis=-1)

@@ -88,7 +88,9 @@ def tuned(folder: str, source: Music, task: str, steps: int, seed: int, scratch:
 
 def simple(source: Music, task: str) -> dict[str, float]:
     """Baselines, which no seed changes much."""
-    train_set, test_set = ([part[i] for i in range(len(part))] for part in map(source.split, ("train", "test")))
+    train_set, test_set = (
+        [part[i] for i in range(len(part))] for part in (source.split("train"), source.split("test"))
+    )
     if task == "class":
         x, test = (
             torch.from_numpy(np.stack([piece_features(s.modalities["midi"]) for s in part]))
@@ -124,8 +126,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("study.jsonl"))
     options = parser.parse_args()
     _keep_freed_memory()
-    corpus = {"corpus": Corpus(options.pieces)} if options.pieces else {}
-    source = Music(options.path, **corpus, **options.source)
+    if options.pieces:
+        options.source["corpus"] = Corpus(options.pieces)
+    source = Music(options.path, **options.source)
 
     def write(record: dict[str, Any]) -> None:
         with options.output.open("a", encoding="utf-8") as file:
@@ -138,7 +141,7 @@ def main() -> None:
             masked, data = pretrained("pretrain.yaml", source, options.pretraining[0], seed)
             adversarial, _ = pretrained("adversarial.yaml", source, options.pretraining[1], seed)
             record: dict[str, Any] = {"seed": seed}
-            encoder = masked.model.modality("midi").encoder
+            encoder: Any = masked.model.modality("midi").encoder
             part = source.split("train")
             few = range(0, len(part), max(1, len(part) // 2000))
             guesses = FieldGuesses(
