@@ -23,7 +23,7 @@ from mmpt.datasets.chart_records import ChartRecord, label_text, number_text, pa
 from mmpt.errors import DataError, SampleError
 from mmpt.files import cache_folder, write_cache
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever pictures would come out differently."""
 
 Renderer = Literal["matplotlib", "vega"]
@@ -58,6 +58,9 @@ class Style:
 
 _SEEN = (("tab10", "Set2", "Dark2", "Accent"), ("viridis", "Blues", "Greens"), ("DejaVu Sans", "DejaVu Sans Mono"))
 _UNSEEN = (("Set1", "Paired"), ("magma", "Oranges"), ("DejaVu Serif",))
+
+LIGHT_AT_THE_TOP = ("viridis", "magma")
+"""Colour maps whose largest values are the light ones."""
 
 
 def random_style(renderers: Sequence[Renderer], seed: int, unseen: bool = False) -> Style:
@@ -358,7 +361,7 @@ def _mpl_heatmap(axes: Any, job: Job) -> None:
     axes.figure.colorbar(shown, ax=axes, fraction=0.08, pad=0.03)
     middle = (rows.min() + rows.max()) / 2
     for (y, x), value in np.ndenumerate(rows):
-        light = (value > middle) == (job.style.gradient in ("viridis", "magma"))
+        light = (value > middle) == (job.style.gradient in LIGHT_AT_THE_TOP)
         _note(axes, job, x, y, float(value), va="center", color="black" if light else "white")
     axes.grid(False)
     axes.set_yticks(range(len(rows)), [series.name for series in job.record.series])
@@ -458,6 +461,13 @@ def vega_spec(job: Job, font: str) -> dict[str, Any]:
     }
 
 
+def _readable_on(record: ChartRecord, style: Style) -> dict[str, Any]:
+    """Black letters on light cells of a heatmap, white ones on dark cells."""
+    middle = (min(record.values) + max(record.values)) / 2
+    side = ">" if style.gradient in LIGHT_AT_THE_TOP else "<="
+    return {"condition": {"test": f"datum.value {side} {middle!r}", "value": "black"}, "value": "white"}
+
+
 def _mark(layer: dict[str, Any]) -> str:
     return str(layer["mark"]["type"])
 
@@ -516,8 +526,8 @@ def _vega_layers(job: Job) -> list[dict[str, Any]]:
         fill["legend"] = {"gradientLength": 0.5 * job.size[1], "gradientThickness": 8}
         return [
             {"mark": {"type": "rect"}, "encoding": {"x": x, "y": side, "color": fill}},
-            {"mark": {"type": "text", "stroke": "white", "strokeWidth": 0.3}}
-            | {"encoding": {"x": x, "y": side, "text": value_text}},
+            {"mark": {"type": "text"}}
+            | {"encoding": {"x": x, "y": side, "text": value_text, "color": _readable_on(record, style)}},
         ]
     if record.type == "funnel":
         side = {"field": "label", "type": "nominal", "sort": None, "title": record.x}
