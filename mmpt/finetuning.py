@@ -91,6 +91,8 @@ class FineTuning(L.LightningModule):
         self.model.requires_grad_(False)
         if not freeze:
             tower.requires_grad_(True)
+            if tower.through_text:
+                self.model.text.requires_grad_(True)
         self.label_names: list[str] = []
         saved = self.pretrained / TASK
         if saved.is_file():
@@ -103,7 +105,7 @@ class FineTuning(L.LightningModule):
     def _build_head(self, names: Sequence[str]) -> None:
         self.label_names = list(names)
         count = len(names)
-        self.head.build(self.model.modality(self.modality).encoder.width, count)
+        self.head.build(self.model.pooled_width(self.modality), count)
         self.metrics = nn.ModuleDict(
             {
                 stage: nn.ModuleDict(
@@ -152,7 +154,10 @@ class FineTuning(L.LightningModule):
             corruption = self.masking(encoder.units(inputs), encoder.groups(inputs), encoder.max_units(inputs))
             if self.task == "tagging" and targets is not None:
                 targets = targets.masked_fill(corruption.action != KEEP, IGNORED)
-        return self.head(tower.encoder(inputs, corruption), tower.pool), targets
+        tokens = tower.encoder(inputs, corruption)
+        if tower.through_text:
+            tokens = self.model.contextualize(self.modality, tokens)
+        return self.head(tokens, tower.pool), targets
 
     def _loss(self, scores: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """Mean cross-entropy over what has a label; 0 where nothing has one."""

@@ -150,12 +150,13 @@ class MultimodalModel(nn.Module, Configurable):
         assert isinstance(module, Modality)
         return module
 
-    def _pooled_width(self, name: str) -> int:
+    def pooled_width(self, name: str) -> int:
+        """Size of the tokens that are pooled: the encoder's, or the text transformer's where they go through it."""
         modality = self.modality(name)
         return self.text.width if modality.through_text else modality.encoder.width
 
     def _projection(self, name: str) -> nn.Module:
-        width = self._pooled_width(name)
+        width = self.pooled_width(name)
         if self.modality(name).projection:
             return nn.Linear(width, self.embed_dim, bias=False)
         if width != self.embed_dim:

@@ -7,9 +7,12 @@ import pytest
 import torch
 from contracts.cases import text_transformer
 from midi_pieces import piece
+from points import make_trainer
+from shapes import PointsEncoder, PointsSource
 from torch.nn import functional
 
 from mmpt.batches import Batch
+from mmpt.connectors import LinearConnector
 from mmpt.data import MultimodalData
 from mmpt.encoder import IGNORED
 from mmpt.encoders.midi import MidiEncoder
@@ -162,3 +165,14 @@ def test_a_head_for_another_task_is_refused(folder):
         FineTuning(folder, "midi", head=UnitHead())
     with pytest.raises(ConfigError, match="scores whole samples"):
         FineTuning(folder, "midi", task="tagging", head=PooledHead())
+
+
+def test_a_modality_that_goes_through_the_text_transformer_is_tuned_with_it(tmp_path):
+    points = Modality(PointsEncoder(width=16), LinearConnector(), through_text=True)
+    MultimodalModel(text_transformer(), {"points": points}, embed_dim=16).save_pretrained(tmp_path)
+    module = FineTuning(str(tmp_path), "points", "class", trust=["shapes"], warmup_steps=0, lr=1e-2)
+    before = module.model.text.transformer.layers[0].expand.weight.clone()
+    make_trainer(max_steps=2).fit(module, MultimodalData({"figures": PointsSource(size=60)}, batch_size=8))
+    assert module.head(Tokens(torch.zeros(2, 3, 32), torch.ones(2, 3, dtype=torch.bool)), points.pool).ndim == 2
+    # what the classifier reads has been through the text transformer
+    assert not torch.equal(module.model.text.transformer.layers[0].expand.weight, before)
