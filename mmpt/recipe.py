@@ -120,10 +120,10 @@ def start(options: RecipeOptions) -> None:
             raise ConfigError(f"{options.output} holds other files; give a new folder with --output")
         shutil.rmtree(options.output)  # an earlier run of this recipe
     options.output.mkdir(parents=True, exist_ok=True)
-    _keep_freed_memory()
+    keep_freed_memory()
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Let glibc reuse large blocks instead of asking the kernel for fresh pages at every step.
 
     Training on the CPU frees and takes the same large tensors again and again; clearing new pages for them costs a

@@ -30,7 +30,7 @@ from mmpt.encoders.midi_notes import PART
 from mmpt.errors import MmptError
 from mmpt.evaluation.linear_probe import linear_probe
 from mmpt.model import MultimodalModel
-from mmpt.recipe import RecipeOptions, Stages, finish, precision, recipe_main, start
+from mmpt.recipe import RecipeOptions, Stages, finish, fit_arguments, recipe_main, start
 from mmpt.report import ExampleRow, write_examples
 from mmpt.training import TrainingCLI, train
 
@@ -71,15 +71,13 @@ def pretrain(options: RecipeOptions, config: str, output: Path) -> TrainingCLI:
     heads = ("--model.heads.masked", "--model.heads.adversarial")
     own = "--model.heads.masked" if config == "pretrain.yaml" else "--model.heads.adversarial"
     overrides = forwarded(options.overrides, lambda name: name.startswith(own) or not name.startswith(heads))
-    return train(fit_arguments(config, output, options) + overrides)
+    return train(fit_command(config, output, options) + overrides)
 
 
-def fit_arguments(config: str, output: Path, options: RecipeOptions) -> list[str]:
-    """The command line of `mmpt fit` for one of this recipe's configurations."""
-    seed = str(options.seed)
-    arguments = ["fit", "--config", str(HERE / config), "--output", str(output), "--seed_everything", seed]
+def fit_command(config: str, output: Path, options: RecipeOptions) -> list[str]:
+    """The command line of `mmpt fit` for one of this recipe's configurations, shortened where the recipe is."""
     extra = SMOKE if options.smoke else DEMO if options.demo else []
-    return [*arguments, "--data.seed", seed, "--trainer.precision", precision(), *extra]
+    return [*fit_arguments(HERE / config, output, options.seed), *extra]
 
 
 def forwarded(overrides: list[str], wanted: Any) -> list[str]:
@@ -136,7 +134,7 @@ def tune(options: RecipeOptions, config: str, suffix: str, label: str) -> Traini
     start_from = ["--model.pretrained", str(options.output / STARTS[suffix])]
     scratch = ["--model.from_scratch", str(suffix == "_scratch").lower()]
     shared = forwarded(options.overrides, lambda name: name.startswith(("--data.path", "--data.sources")))
-    arguments = fit_arguments(config, folder, options)
+    arguments = fit_command(config, folder, options)
     return train([*arguments, "--model.label", label, *start_from, *scratch, *shared])
 
 

@@ -31,7 +31,7 @@ from mmpt.encoders.midi import VELOCITY
 from mmpt.evaluation.linear_probe import linear_probe
 from mmpt.finetuning import FineTuning
 from mmpt.pretraining import Pretraining
-from mmpt.recipe import _keep_freed_memory, precision
+from mmpt.recipe import keep_freed_memory, precision
 
 HERE = Path(__file__).parent
 
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--tuning", type=int, default=100)
     parser.add_argument("--output", type=Path, default=Path("study.jsonl"))
     options = parser.parse_args()
-    _keep_freed_memory()
+    keep_freed_memory()
     if options.pieces:
         options.source["corpus"] = Corpus(options.pieces)
     source = Music(options.path, **options.source)
