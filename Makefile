@@ -26,7 +26,7 @@ test: check  ## everything that CI runs
 test-slow: .venv/ready  ## checks that take minutes
 	$(BIN)/pytest -m slow
 
-BENCHMARKS := contrastive_memory accumulation_exactness packing masked_lm_step mfu scaling
+BENCHMARKS := contrastive_memory accumulation_exactness packing clip_step masked_lm_step mfu scaling
 
 bench: .venv/ready  ## comparisons with other libraries; needs a quiet machine
 	for name in $(BENCHMARKS); do OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/$$name.py || exit 1; done

@@ -126,6 +126,14 @@ class ModelZoo(Source):
             return _Own(own_networks(Path(self.path)), name, self.fold, self.folds)
         return _Zoo(self.entries(name), self.facts if name == "train" else 0.0, training=name == "train")
 
+    def lengths(self, name: Split) -> Sequence[int] | None:
+        """Nodes of each network; None for your own, which are read one by one."""
+        if self.path is not None:
+            return None
+        entries = self.entries(name)
+        graphs = _graphs(tuple(entry.name for entry in entries))
+        return [len(graphs[e.name].types) if e.name in graphs else 1 for e in entries]
+
     def everything(self) -> Examples:
         """All models, also those without a description."""
         if self.path is not None:

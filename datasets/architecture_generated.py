@@ -251,6 +251,10 @@ class GeneratedNetworks(Source):
         names = vocabulary_of([g.graph for g in generated(self.count, self.max_cells, self.seed)])
         return _Statements(self.networks(name), names, self, fixed=name != "train")
 
+    def lengths(self, name: Split) -> Sequence[int]:
+        """Nodes of each sample's network."""
+        return [len(network.graph.types) for network in self.networks(name) for _ in range(self.per_network)]
+
     def texts(self) -> Sequence[str]:
         """Some thousand texts of the training networks."""
         samples = self.split("train")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 
 from mmpt.datasets.cell_files import CellFile, default_file, read_cells
@@ -104,10 +105,27 @@ class Cells(Source):
             DataError: no readable h5ad, columns that are missing, or no cell with a text among others that have one.
         """
         collection = self._collection()
+        rows = self._rows(name)
         if self.text == "genes":
-            return _Sentences(collection, collection.rows(name)) if name == "train" else []
-        rows = [row for row in collection.rows(name) if collection.described[row] or not any(collection.described)]
+            return _Sentences(collection, rows)
         return _Described(collection, rows, self.vary and name == "train")
+
+    def lengths(self, name: Split) -> Sequence[int] | None:
+        """Expressed genes of each cell; None where a file holds dense or column-wise values."""
+        collection = self._collection()
+        counts = [file.expression.expressed() for file in collection.files]
+        if any(count is None for count in counts):
+            return None
+        every = np.concatenate([count for count in counts if count is not None])
+        return [int(every[row]) for row in self._rows(name)]
+
+    def _rows(self, name: Split) -> list[int]:
+        """Numbers of the cells of a split."""
+        collection = self._collection()
+        rows = collection.rows(name)
+        if self.text == "genes":
+            return rows if name == "train" else []
+        return [row for row in rows if collection.described[row] or not any(collection.described)]
 
     def everything(self) -> Examples:
         """All cells in order, for embedding them."""

@@ -143,6 +143,12 @@ class Music(Source):
         collection = self._collection()
         return Excerpts(collection, [n for n, split in enumerate(collection.splits) if split == name], self)
 
+    def lengths(self, name: Split) -> Sequence[int]:
+        """Notes of each excerpt."""
+        examples = self.split(name)
+        assert isinstance(examples, Excerpts)
+        return [last - first for _, first, last in examples.places]
+
     def label_names(self, label: str) -> Sequence[str]:
         """Names of the values of `class`, `part` and `velocity`."""
         if label == "class":

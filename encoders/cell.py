@@ -46,7 +46,6 @@ class CellEncoder(Encoder):
             transformer of the same width, a gene and the word for it start as one vector, so that what training finds
             out about some genes holds for those it never meets in a text.
         packing: see `mmpt.transformer.Transformer`; pays off where cells differ much in their number of genes.
-        checkpointing: see there.
 
     Raises:
         ConfigError: a vocabulary_size below the vocabulary.
@@ -68,7 +67,6 @@ class CellEncoder(Encoder):
         vocabulary_size: int | None = None,
         named_genes: bool = False,
         packing: bool = False,
-        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         size = len(vocabulary) if vocabulary_size is None else vocabulary_size
@@ -90,7 +88,6 @@ class CellEncoder(Encoder):
             activation=activation,
             dropout=dropout,
             packing=packing,
-            checkpointing=checkpointing,
         )
         self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
         self.bias = nn.Parameter(torch.zeros(size))

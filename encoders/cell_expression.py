@@ -69,6 +69,12 @@ class Expression:
         """The expression of some cells: CSR (len(index), genes), in that order."""
         return self.matrix[np.asarray(index)]
 
+    def expressed(self) -> NDArray[np.int64] | None:
+        """How many values are stored of each cell; None where that is known only from reading them all."""
+        if isinstance(self.matrix, StoredMatrix):
+            return self.matrix.row_counts()
+        return np.diff(self.matrix.indptr)
+
 
 class Cell(NamedTuple):
     """One cell of a matrix; a batch of them is read in one operation.
@@ -106,6 +112,14 @@ class StoredMatrix:
     def __getitem__(self, index: NDArray[np.int64]) -> sparse.csr_matrix:
         order, back = np.unique(index, return_inverse=True)  # HDF5 wants rising indices without repeats
         return sparse.csr_matrix(self._matrix()[order])[back]
+
+    def row_counts(self) -> NDArray[np.int64] | None:
+        """Stored values of each row; None for dense and column-wise matrices."""
+        with h5py.File(self.path, "r") as file:
+            node = file[self.key]
+            if not isinstance(node, h5py.Group) or node.attrs.get("encoding-type") != "csr_matrix":
+                return None
+            return np.diff(node["indptr"][:])
 
     def _matrix(self) -> Any:
         if self._open is None or self._open[0] != os.getpid():

@@ -257,6 +257,7 @@ class MultimodalData(L.LightningDataModule):
             "weights": self.weights,
             "seed": self.seed,
             "sources": sorted(self.sources),
+            "num_workers": self.num_workers,
             "world_size": self.trainer.world_size if self.trainer is not None else 1,
         }
 
@@ -268,10 +269,12 @@ def _same(batch: Batch) -> Batch:
 def _check_equal(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     for name, value in now.items():
         if before[name] != value:
+            reason = "a source that keeps something between its samples would give others"
+            if name != "num_workers":
+                reason = "the order of samples would differ"
             raise CheckpointError(
-                f"the checkpoint was written with {name}={before[name]}, this run has {name}={value}; the order of "
-                f"samples would differ. Either (1) resume with {name}={before[name]}, or (2) start a new run from its "
-                "model folder"
+                f"the checkpoint was written with {name}={before[name]}, this run has {name}={value}; {reason}. Either "
+                f"(1) resume with {name}={before[name]}, or (2) start a new run from its model folder"
             )
 
 

@@ -10,6 +10,8 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
+from mmpt.blocks import repeated_blocks
+
 
 def world_size() -> int:
     """Number of processes that train together; 1 outside distributed training."""
@@ -47,10 +49,8 @@ def shard(module: nn.Module, mesh: DeviceMesh) -> None:
         module: its forward pass is the whole step.
         mesh: one-dimensional, over the processes.
     """
-    stacks = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
-    for layer in (layer for stack in stacks for layer in stack):
-        if any(True for _ in layer.parameters()):
-            fully_shard(layer, mesh=mesh)
+    for layer in repeated_blocks(module):
+        fully_shard(layer, mesh=mesh)
     fully_shard(module, mesh=mesh)
 
 

@@ -95,7 +95,6 @@ def load_text(
     cross_attention: Sequence[int] | bool = False,
     context_width: int | None = None,
     packing: bool = False,
-    checkpointing: bool = False,
 ) -> TextTransformer:
     """Read a BERT, RoBERTa, ELECTRA or DeBERTa-v2/v3 folder into our text transformer, with equal outputs.
 
@@ -108,7 +107,6 @@ def load_text(
         cross_attention: layers that get cross-attention; its weights are read if the folder has them, otherwise new.
         context_width: size of the context vectors.
         packing: see `mmpt.transformer.Transformer`.
-        checkpointing: see there.
 
     Raises:
         CheckpointError: the folder is absent, incomplete or damaged.
@@ -131,7 +129,6 @@ def load_text(
         cross_attention=cross_attention,
         context_width=context_width,
         packing=packing,
-        checkpointing=checkpointing,
     )
     if "transformer.position.weight" in weights:
         weights["transformer.position.weight"] = weights["transformer.position.weight"][: text.max_length]

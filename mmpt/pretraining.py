@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data.distributed import DistributedSampler
 
 from mmpt.batches import Batch, hash_seed
+from mmpt.blocks import compile_blocks, recompute_activations
 from mmpt.cached import CachedFeatures, refuse_inexact
 from mmpt.checkpoint import save_heads, start_from
 from mmpt.distributed import shard
@@ -55,6 +56,9 @@ class Pretraining(L.LightningModule):
         total_steps: length of the schedule; None is the length of the run, from the trainer's max_steps or max_epochs.
         cached_chunk: encode a training batch this many samples at a time and again in the backward pass: the memory of
             a small batch, the gradients of the large one (`mmpt.cached`). It costs a second forward pass.
+        checkpointing: keep only the inputs of transformer layers and run these again in the backward pass: less memory,
+            the same gradients (`mmpt.blocks`).
+        compile: compile transformer layers with `torch.compile`.
         lr_factors: beginning of parameter names -> factor on `lr`, for parts that are pretrained already, e.g.
             `{"model.modalities.text": 0.02}`; a frozen part (requires_grad False) needs none.
 
@@ -78,6 +82,8 @@ class Pretraining(L.LightningModule):
         warmup_steps: int = 100,
         total_steps: int | None = None,
         cached_chunk: int | None = None,
+        checkpointing: bool = False,
+        compile: bool = False,
         lr_factors: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
@@ -108,6 +114,10 @@ class Pretraining(L.LightningModule):
             raise ConfigError(f"cached_chunk is {cached_chunk}; it must be at least 1, or null for whole batches")
         self.cached_chunk = cached_chunk
         self.lr_factors = lr_factors
+        if checkpointing:
+            recompute_activations(self)
+        if compile:
+            compile_blocks(self)
         self._seed: int | None = None
         self._validated = True  # nothing was trained since the last validation
         self._validation_due = False

@@ -170,7 +170,6 @@ class TextTransformer(TextBackbone):
         named_words: word vectors start from the words' names, see `mmpt.naming`: words that name a unit of another
             modality (genes) start as that unit's vector does.
         packing: see `mmpt.transformer.Transformer`.
-        checkpointing: see there.
 
     Raises:
         ConfigError: options that can't work together, a tokenizer without a pad token.
@@ -206,7 +205,6 @@ class TextTransformer(TextBackbone):
         vocabulary_size: int | None = None,
         named_words: bool = False,
         packing: bool = False,
-        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.named_words = named_words
@@ -245,7 +243,6 @@ class TextTransformer(TextBackbone):
             relative_share=relative_share,
             relative_norm=relative_norm,
             packing=packing,
-            checkpointing=checkpointing,
         )
         self.lm_head = LmTransform(self, activation, norm_eps) if lm_head == "transform" else None
         self.reset_parameters()

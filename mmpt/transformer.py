@@ -12,7 +12,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from mmpt.attention import Attention as Attention
 from mmpt.attention import (
@@ -148,7 +147,6 @@ class Transformer(nn.Module, Configurable):
         packing: pack the real tokens of a padded batch into full rows before the layers and unpack after them. It asks
             the device for the lengths once per call; pays off where lengths are skewed. A batch with a context is not
             packed.
-        checkpointing: recompute layers in the backward pass instead of keeping their activations.
 
     Raises:
         ConfigError: sizes that don't divide, unknown options, layer numbers that don't exist.
@@ -178,7 +176,6 @@ class Transformer(nn.Module, Configurable):
         relative_share: bool = True,
         relative_norm: bool = True,
         packing: bool = False,
-        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         cross_layers = _cross_layers(cross_attention, depth)
@@ -193,7 +190,6 @@ class Transformer(nn.Module, Configurable):
         self.relative_buckets = relative_buckets
         self.reads_context = bool(cross_layers)
         self.packing = packing
-        self.checkpointing = checkpointing
 
         self.position = nn.Embedding(max_length, self.input_width) if positions == "absolute" else None
         self.input_norm = nn.LayerNorm(self.input_width, norm_eps) if input_norm else None
@@ -333,8 +329,6 @@ class Transformer(nn.Module, Configurable):
         for number, layer in enumerate(self.layers):
             if cache is not None:
                 values = layer(values, geometry, context, cache.own[number], cache.cross[number])
-            elif self.checkpointing and self.training:
-                values = checkpoint(layer, values, geometry, context, use_reentrant=False)
             else:
                 values = layer(values, geometry, context)
         return values if self.final_norm is None else self.final_norm(values)

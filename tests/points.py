@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmpt.batches import Batch, BatchDataset, Key
 from mmpt.connectors import LinearConnector
+from mmpt.data import MultimodalData
 from mmpt.heads import Head
 from mmpt.model import Modality, MultimodalModel
 from mmpt.pretraining import Pretraining
@@ -42,6 +43,10 @@ def make_batch(model: MultimodalModel, indices: Sequence[int] = range(8), **labe
 
 def make_pretraining(heads: dict[str, Head], dropout: float = 0.0, **options: Any) -> Pretraining:
     return Pretraining(make_model(dropout=dropout), heads, **{"warmup_steps": 3, **options})
+
+
+def figures(**options: Any) -> MultimodalData:
+    return MultimodalData({"figures": PointsSource(size=80)}, **{"batch_size": 16, **options})
 
 
 def make_trainer(**options: Any) -> L.Trainer:

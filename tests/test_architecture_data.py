@@ -279,3 +279,11 @@ def test_bags_know_numbers_of_operators():
     assert rows.shape[0] == 2
     assert (rows[0] >= rows[1]).all()
     assert (rows[0] > rows[1]).any()
+
+
+def test_lengths_are_the_nodes_of_each_sample():
+    source = GeneratedNetworks(COUNT, 4)
+    examples = source.split("train")
+    nodes = [len(examples[i].modalities["architecture"].types) for i in range(len(examples))]
+    assert source.lengths("train") == nodes
+    assert len(set(nodes)) > 1

@@ -63,6 +63,23 @@ def test_splits_are_stratified_disjoint_and_stay_when_cells_are_added(tmp_path):
     assert moved <= 2  # a stratum's border may move by a cell
 
 
+@pytest.mark.parametrize("backed", [False, True])
+@pytest.mark.parametrize("text", ["type", "genes"])
+def test_lengths_are_the_expressed_genes_in_the_order_of_the_split(tmp_path, backed, text):
+    data = adata(60)
+    source = Cells(written(tmp_path, data), backed=backed, text=text)
+    for split in SPLITS:
+        cells = [sample.modalities["cell"] for sample in listed(source.split(split))]
+        assert source.lengths(split) == [cell.expression.rows([cell.row]).nnz for cell in cells]
+    assert len(set(source.lengths("train"))) > 1
+
+
+def test_a_dense_file_on_the_disk_has_no_lengths(tmp_path):
+    data = adata(60)
+    data.X = data.X.toarray()
+    assert Cells(written(tmp_path, data), backed=True).lengths("train") is None
+
+
 def test_donors_are_never_divided(tmp_path):
     data = adata(60, donor_id=[f"d{i // 6}" for i in range(60)])
     source = Cells(written(tmp_path, data))

@@ -474,7 +474,9 @@ class TestModule:
         with pytest.raises(ConfigError, match="attach"):
             MultimodalData({"a": PointsSource()}).train_dataloader()
 
-    @pytest.mark.parametrize("change", [{"batch_size": 4}, {"seed": 1}, {"drop_last": False}, {"weights": {"a": 2.0}}])
+    @pytest.mark.parametrize(
+        "change", [{"batch_size": 4}, {"seed": 1}, {"drop_last": False}, {"weights": {"a": 2.0}}, {"num_workers": 1}]
+    )
     def test_a_position_is_refused_where_it_would_mean_something_else(self, change):
         state = {"epoch": 1, "batches": 1, "setting": module()._setting() | {"sizes": {"a": 20}}}
         module().load_state_dict(state)

@@ -5,12 +5,14 @@ import io
 import json
 import pickle
 import tarfile
+from itertools import chain
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from mmpt.batches import MixtureSampler
 from mmpt.config import from_config
 from mmpt.datasets import emoji_art
 from mmpt.datasets.emoji import Emoji, TrainingEmoji
@@ -317,6 +319,24 @@ def test_shards_are_read_in_place_and_grouped_by_key(tmp_path):
     assert not list(tmp_path.glob("**/*.png"))  # nothing was extracted
     chosen = ImageText(str(tmp_path / "s-0.tar"), text_column="caption", validation_fraction=0, test_fraction=0)
     assert chosen.split("train")[0].modalities["text"] == "unused"
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_processes_divide_shards_of_uneven_lengths_without_loss_or_repetition(tmp_path, world_size):
+    for shard, count in enumerate((7, 1, 4)):
+        files = {f"{n}.{kind}": png() if kind == "png" else b"a" for n in range(count) for kind in ("png", "txt")}
+        make_tar(tmp_path / f"s-{shard}.tar", files)
+    train = ImageText(str(tmp_path), validation_fraction=0, test_fraction=0).split("train")
+    names = sorted(f"s-{shard}.tar/{n}" for shard, count in enumerate((7, 1, 4)) for n in range(count))
+
+    def read(**options):
+        parts = [MixtureSampler({"a": 12}, 2, rank=r, world_size=world_size, **options) for r in range(world_size)]
+        return [[train[key.index].name for batch in part for key in batch] for part in parts]
+
+    assert sorted(chain(*read(shuffle=False))) == names
+    for epoch in (read(shuffle=True), read(shuffle=True, seed=1)):
+        assert sorted(chain(*epoch)) == names  # 12 divides by both
+        assert len({len(part) for part in epoch}) == 1
 
 
 def test_a_damaged_member_is_a_bad_sample_of_that_name(tmp_path):

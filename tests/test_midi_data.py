@@ -57,6 +57,13 @@ def test_excerpts_are_the_piece_in_order(songs):
     assert pitches.tolist() == whole.pitch.tolist()
 
 
+def test_lengths_are_the_notes_of_each_excerpt(songs):
+    source = Music(str(songs), length=12, shortest=1)
+    examples = source.split("train")
+    assert source.lengths("train") == [len(examples[i].modalities["midi"]) for i in range(len(examples))]
+    assert set(source.lengths("train")) == {12, 6}
+
+
 def test_short_last_excerpts_are_left_out_unless_they_are_the_only_one(songs):
     assert len(Music(str(songs), length=12, shortest=7).split("train")) == 2 * len(names(Music(str(songs)), "train"))
     assert len(Music(str(songs), length=100, shortest=50).split("train")) == len(names(Music(str(songs)), "train"))

@@ -4,9 +4,12 @@ import math
 
 import pytest
 import torch
+from points import TEXTS, make_batch, make_pretraining
 from test_transformer import batch, build, everything, run
 
 from mmpt.errors import ConfigError
+from mmpt.heads import CaptioningHead, ContrastiveHead, MaskedHead, MatchingHead
+from mmpt.masking import Exact
 from mmpt.packing import pack, plan
 from mmpt.tokens import Tokens
 
@@ -95,3 +98,34 @@ def test_packing_works_on_fewer_positions_and_leaves_a_batch_with_context_alone(
     assert shapes == [(3, 9), (6, 9)]
     model.packing = False
     assert torch.equal(with_context.values, model(tokens, context=context).values)
+
+
+HEADS = {
+    "contrastive": lambda: ContrastiveHead("points"),
+    "masked text": lambda: MaskedHead("text", Exact(0.5, 0.8, 0.1)),
+    "masked points": lambda: MaskedHead("points", Exact(0.5, 0.8, 0.1)),
+    "matching": lambda: MatchingHead("points"),
+    "caption": lambda: CaptioningHead("points"),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_heads_have_the_same_loss_and_gradients_with_packing_in_both_towers(name):
+    torch.manual_seed(0)
+    module = make_pretraining({"head": HEADS[name]()}).double()
+    batch = make_batch(module.model)
+    texts = [" ".join([TEXTS[n % 4]] * (1 + n % 3)) for n in range(8)]  # of several lengths, as the points are
+    batch.inputs["text"] = module.model.processors["text"](texts)
+    batch.inputs["points"]["points"] = batch.inputs["points"]["points"].double()
+    assert len(set(batch.inputs["text"]["mask"].sum(1).tolist())) > 1
+    found = []
+    for packing in (False, True):
+        module.model.text.transformer.packing = packing
+        module.model.modality("points").encoder.transformer.packing = packing
+        module.zero_grad(set_to_none=True)
+        torch.manual_seed(3)
+        loss, _ = module(batch)
+        loss.backward()
+        found.append((loss.detach(), {n: p.grad for n, p in module.named_parameters() if p.grad is not None}))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-8, atol=1e-11)
+    assert any("layers" in parameter for parameter in found[0][1])

@@ -7,7 +7,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
-from points import make_batch, make_model, make_pretraining, make_trainer
+from points import figures, make_batch, make_model, make_pretraining, make_trainer
 from shapes import PointsSource
 from torch import nn
 
@@ -44,10 +44,6 @@ class Constant(Head):
     def forward(self, features):
         self.calls += 1
         return HeadOutput(self.value * 1, {"twice": 2 * self.value.detach()})
-
-
-def figures(**options):
-    return MultimodalData({"figures": PointsSource(size=80)}, **{"batch_size": 16, **options})
 
 
 class TestStages:
@@ -344,9 +340,10 @@ class TestResume:
         assert resumed.validations == whole.validations[(step - 1) // 5 :]
 
     @pytest.mark.parametrize("step", [5, 7])
-    def test_workers_that_read_ahead_lose_and_repeat_nothing(self, straight, step):
-        folder, whole = straight
-        resumed, _ = run(checkpoint=folder / f"step={step}.ckpt", workers=2)
+    def test_workers_that_read_ahead_lose_and_repeat_nothing(self, straight, tmp_path, step):
+        _, whole = straight
+        run(tmp_path, checkpoints={"every_n_train_steps": 1}, workers=2)
+        resumed, _ = run(checkpoint=tmp_path / f"step={step}.ckpt", workers=2)
         assert resumed.steps == whole.steps[step:]
 
     def test_a_run_may_be_stopped_twice(self, straight, tmp_path):
@@ -358,7 +355,7 @@ class TestResume:
     @pytest.mark.parametrize("at_epoch_end", [True, False])
     def test_checkpoints_at_the_end_of_an_epoch(self, straight, tmp_path, at_epoch_end):
         _, whole = straight
-        run(tmp_path, checkpoints={"save_on_train_epoch_end": at_epoch_end})
+        run(tmp_path, checkpoints={"save_on_train_epoch_end": at_epoch_end}, workers=2)
         resumed, _ = run(checkpoint=tmp_path / "step=5.ckpt", workers=2)
         assert resumed.steps == whole.steps[5:]
 
