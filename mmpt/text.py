@@ -272,8 +272,6 @@ class TextTransformer(TextBackbone):
     ) -> Tokens:
         """See `TextBackbone.forward`."""
         assert cache is None or isinstance(cache, TransformerCache)
-        if self.token_type is not None:
-            tokens = Tokens(tokens.values + self.token_type, tokens.mask)
         before = None if cache is None else cache.mask
         position_ids = ranks(tokens.mask if before is None else torch.cat([before, tokens.mask], dim=1))
         return self.transformer(
@@ -284,6 +282,7 @@ class TextTransformer(TextBackbone):
             position_ids=position_ids[:, position_ids.shape[1] - tokens.length :],
             position_limit=position_ids.shape[1],
             cache=cache,
+            shift=self.token_type,
         )
 
     def new_cache(self) -> TransformerCache:

@@ -258,6 +258,7 @@ class Transformer(nn.Module, Configurable):
         position_ids: Tensor | None = None,
         position_limit: int | None = None,
         cache: TransformerCache | None = None,
+        shift: Tensor | None = None,
     ) -> Tokens:
         """Run the layers.
 
@@ -275,6 +276,7 @@ class Transformer(nn.Module, Configurable):
                 can be cut short; the length if there are no `position_ids`.
             cache: positions that were read before; `tokens` follow them and are added. Behind them attention is
                 causal.
+            shift: (input_width,) that is added to every token, such as the vector of a token type.
 
         Returns:
             Tokens with values (batch, length, width) and the mask of the input.
@@ -288,7 +290,6 @@ class Transformer(nn.Module, Configurable):
         if position_ids is None:
             position_limit = past + tokens.length
         self._check_input(tokens, context, position_limit)
-        values = _blank_padding(tokens).values
         context = None if context is None else _blank_padding(context)
         if position_ids is None:
             position_ids = torch.arange(past, past + tokens.length, device=tokens.mask.device).unsqueeze(0)
@@ -301,15 +302,20 @@ class Transformer(nn.Module, Configurable):
             allowed = attention_mask(cache.extend(tokens.mask), attention, prefix, past=past)
             positions = cache.extend_positions(position_ids.expand(tokens.mask.shape))
             geometry = self._geometry(allowed, position_ids, position_limit, key_position_ids=positions)
-            return Tokens(self._run(values, position_ids, geometry, context, cache), tokens.mask)
+            values = self._run(_blank_padding(tokens).values, position_ids, geometry, context, cache, shift)
+            return Tokens(values, tokens.mask)
         if self.packing and context is None and segments is None:
-            packed = pack(Tokens(values, tokens.mask), prefix=prefix, position_ids=position_ids)
-            allowed = attention_mask(packed.tokens.mask, attention, packed.prefix, packed.segments)
-            geometry = self._geometry(allowed, packed.position_ids, position_limit)
-            return packed.unpack(self._run(packed.tokens.values, packed.position_ids, geometry, None))
+            packed = pack(tokens, prefix=prefix, position_ids=position_ids)  # moves real tokens only
+            outputs = []
+            for rows in packed.parts:
+                allowed = attention_mask(rows.tokens.mask, attention, rows.prefix, rows.segments)
+                geometry = self._geometry(allowed, rows.position_ids, position_limit)
+                outputs.append(self._run(rows.tokens.values, rows.position_ids, geometry, None, shift=shift))
+            return packed.unpack(outputs)
         allowed = attention_mask(tokens.mask, attention, prefix, segments)
         geometry = self._geometry(allowed, position_ids, position_limit, regular)
-        return Tokens(self._run(values, position_ids, geometry, context), tokens.mask)
+        values = self._run(_blank_padding(tokens).values, position_ids, geometry, context, shift=shift)
+        return Tokens(values, tokens.mask)
 
     def _run(
         self,
@@ -318,7 +324,10 @@ class Transformer(nn.Module, Configurable):
         geometry: Geometry,
         context: Tokens | None,
         cache: TransformerCache | None = None,
+        shift: Tensor | None = None,
     ) -> Tensor:
+        if shift is not None:
+            values = values + shift
         if self.position is not None:
             values = values + self.position(position_ids)
         if self.input_norm is not None:

@@ -17,14 +17,20 @@ LENGTHS = (9, 5, 4, 2, 0, 3)
 
 
 def test_first_fit_decreasing_of_a_worked_example():
-    assert plan([2, 5, 4, 7, 1, 3], 8) == [[3, 4], [1, 5], [2, 0]]
+    assert plan([2, 5, 4, 7, 1, 3], 8) == ([[3, 4], [1, 5], [2, 0]], [])
+
+
+def test_short_sequences_fill_gaps_and_then_stand_in_rows_of_a_quarter():
+    assert plan([2, 7, 8, 1, 2, 1, 1, 1], 8) == ([[2], [1, 3]], [[0], [4], [5, 6], [7]])
 
 
 def test_every_sequence_is_planned_once_and_no_row_overflows():
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
         lengths = torch.randint(0, 33, (50,), generator=generator).tolist()
-        rows = plan(lengths, 32)
+        rows, short = plan(lengths, 32)
+        assert all(sum(lengths[n] for n in row) <= 8 for row in short)
+        rows = rows + short
         assert sorted(n for row in rows for n in row) == [n for n, length in enumerate(lengths) if length]
         assert all(sum(lengths[n] for n in row) <= 32 for row in rows)
         assert len(rows) <= 11 / 9 * math.ceil(sum(lengths) / 32) + 2
@@ -35,35 +41,44 @@ def test_a_sequence_longer_than_a_row_is_refused():
         plan([3, 9], 8)
 
 
-def test_each_real_token_appears_once_with_its_position_and_comes_back():
-    tokens = batch(*LENGTHS)
+@pytest.mark.parametrize(
+    ("lengths", "shapes"),
+    [(LENGTHS, [(3, 8)]), ((9, 2, 1, 2, 0, 1, 2), [(1, 8), (4, 2)])],  # instead of 6 and 7 rows of 9
+)
+def test_each_real_token_appears_once_with_its_position_and_comes_back(lengths, shapes):
+    tokens = batch(*lengths)
     mask = tokens.mask.clone()
     mask[0, 3] = False  # padding may stand anywhere
     tokens = Tokens(tokens.values.masked_fill(~mask.unsqueeze(-1), math.nan), mask)
     number = torch.arange(mask.numel()).view(mask.shape)
     packed = pack(Tokens(tokens.values, mask), prefix=number % 2 == 0)
-    real = packed.tokens.mask
-    assert real.shape == (3, 8)  # 22 tokens, instead of 6 rows of 9
-    found = packed.segments[real] * 9 + packed.position_ids[real]
-    assert sorted(found.tolist()) == number[mask].tolist()
-    assert torch.equal(packed.tokens.values[real], tokens.values.flatten(0, 1)[found])
-    assert torch.equal(packed.prefix[real], found % 2 == 0)
-    assert (packed.segments[~real] == -1).all()
-    back = packed.unpack(packed.tokens.values)
+    assert [rows.tokens.mask.shape for rows in packed.parts] == shapes
+    everywhere = []
+    for rows in packed.parts:
+        real = rows.tokens.mask
+        found = rows.segments[real] * 9 + rows.position_ids[real]
+        everywhere += found.tolist()
+        assert torch.equal(rows.tokens.values[real], tokens.values.flatten(0, 1)[found])
+        assert torch.equal(rows.prefix[real], found % 2 == 0)
+        assert (rows.segments[~real] == -1).all()
+    assert sorted(everywhere) == number[mask].tolist()
+    back = packed.unpack([rows.tokens.values for rows in packed.parts])
     assert torch.equal(back.mask, mask)
     assert torch.equal(back.values, torch.where(mask.unsqueeze(-1), tokens.values, 0.0))
 
 
 def test_a_batch_without_any_token_packs_and_unpacks():
     packed = pack(batch(0, 0, 1).rows(torch.tensor([0, 1])))
-    assert not packed.tokens.mask.any()
-    assert packed.unpack(packed.tokens.values).values.shape == (2, 1, 16)
+    (rows,) = packed.parts
+    assert not rows.tokens.mask.any()
+    assert packed.unpack([rows.tokens.values]).values.shape == (2, 1, 16)
 
 
 @everything
 @pytest.mark.parametrize("attention", ["bidirectional", "causal", "prefix"])
-def test_a_packed_transformer_equals_the_unpacked_one_in_outputs_and_gradients(positions, norm, attention):
-    tokens = batch(*LENGTHS)
+@pytest.mark.parametrize("lengths", [LENGTHS, (9, 2, 1, 2, 0, 1, 2)])
+def test_a_packed_transformer_equals_the_unpacked_one_in_outputs_and_gradients(positions, norm, attention, lengths):
+    tokens = batch(*lengths)
     weight = torch.randn(tokens.values.shape, generator=torch.Generator().manual_seed(2))
     results = []
     for packing in (False, True):
