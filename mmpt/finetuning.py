@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from mmpt.batches import Batch
+from mmpt.blocks import compile_blocks, recompute_activations
 from mmpt.checkpoint import load_weights
 from mmpt.config import from_config, packages, to_config
 from mmpt.data import MultimodalData
@@ -51,6 +52,8 @@ class FineTuning(L.LightningModule):
         weight_decay: on weight matrices.
         warmup_steps: linear warm-up, then cosine to zero.
         label_smoothing: of the cross-entropy.
+        checkpointing: see `mmpt.Pretraining`.
+        compile: see there.
         trust: packages besides mmpt whose classes the folder may name.
     """
 
@@ -68,6 +71,8 @@ class FineTuning(L.LightningModule):
         weight_decay: float = 0.05,
         warmup_steps: int = 20,
         label_smoothing: float = 0.0,
+        checkpointing: bool = False,
+        compile: bool = False,
         trust: Sequence[str] = (),
     ) -> None:
         super().__init__()
@@ -93,6 +98,10 @@ class FineTuning(L.LightningModule):
             tower.requires_grad_(True)
             if tower.through_text:
                 self.model.text.requires_grad_(True)
+        if checkpointing:
+            recompute_activations(self.model)
+        if compile:
+            compile_blocks(self.model)
         self.label_names: list[str] = []
         saved = self.pretrained / TASK
         if saved.is_file():

@@ -5,11 +5,14 @@ import shutil
 import pytest
 import timm
 import torch
+import toy
+import yaml
 from points import figures, make_batch, make_pretraining, make_trainer
 from probes import write
 from torch import nn
 
 from mmpt.blocks import compile_blocks, recompute_activations, repeated_blocks
+from mmpt.cli import main
 from mmpt.heads import ContrastiveHead, MaskedHead
 from mmpt.tokens import full
 from mmpt.transformer import Layer, Transformer
@@ -122,6 +125,14 @@ def test_a_compiled_run_has_the_losses_of_one_that_is_not(checkpointing, backend
         trainer.fit(module, figures())
         losses.append(trainer.callback_metrics["train/loss"].item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-2 if checkpointing else 1e-5)
+
+
+def test_flags_of_the_command_line(tmp_path):
+    config = toy.write(tmp_path, toy.PRETRAIN, "plain.yaml")
+    flags = ["--model.checkpointing", "true", "--trainer.precision", "bf16-mixed"]
+    assert main(["fit", "--config", str(config), "--output", str(tmp_path / "run"), *flags]) == 0
+    written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert written["model"]["init_args"]["checkpointing"] is True
 
 
 def test_compiling_leaves_the_names_of_weights():

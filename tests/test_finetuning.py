@@ -1,5 +1,6 @@
 """Fine-tuning of samples and of units: heads, labels, masking, saving."""
 
+import functools
 import json
 
 import lightning as L
@@ -12,6 +13,7 @@ from shapes import PointsEncoder, PointsSource
 from torch.nn import functional
 
 from mmpt.batches import Batch
+from mmpt.blocks import repeated_blocks
 from mmpt.connectors import LinearConnector
 from mmpt.data import MultimodalData
 from mmpt.encoder import IGNORED
@@ -96,6 +98,12 @@ class TestAttentionPooling:
         batch = tokens([5, 3])
         empty = Tokens(batch.values, batch.mask & torch.tensor([[True], [False]]))
         assert torch.isfinite(self.built()(empty, Tokens.mean)).all()
+
+
+def test_recomputed_layers_are_tuned_alike(folder):
+    tuned = [fitted(folder, 3, checkpointing=on)[1] for on in (False, True)]
+    assert any(isinstance(block.forward, functools.partial) for block in repeated_blocks(tuned[1].model))
+    torch.testing.assert_close(tuned[1].state_dict(), tuned[0].state_dict())
 
 
 class TestClassification:
