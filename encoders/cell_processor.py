@@ -8,9 +8,11 @@ from typing import Any
 
 import anndata
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
+from torch import Tensor
 
 from mmpt.encoder import Inputs, Processor
 from mmpt.encoders.cell_expression import Cell, Expression, expression_of
@@ -128,6 +130,22 @@ class CellProcessor(Processor):
         ids = np.concatenate([np.full((len(tokens), 1), self.vocabulary.cls), tokens[:, : width - 1]], 1)
         mask = np.arange(width) <= lengths[:, None]
         return {"ids": torch.from_numpy(ids), "mask": torch.from_numpy(mask)}
+
+    def store(self, samples: Sequence[Any], key: str, vectors: Tensor) -> None:
+        """Write embeddings to `obsm[key]`: `sc.pp.neighbors(adata, use_rep=key)` reads them there.
+
+        Raises:
+            ConfigError: the samples are no AnnData.
+        """
+        if not isinstance(samples, anndata.AnnData):
+            raise ConfigError(f"store={key!r}: only AnnData has an obsm, got {type(samples).__name__}")
+        samples.obsm[key] = vectors.cpu().numpy()
+
+    def table(self, samples: Sequence[Any], labels: Sequence[str], scores: Tensor) -> Any:
+        """For AnnData a DataFrame with `obs_names` and one column for each label; else the tensor."""
+        if not isinstance(samples, anndata.AnnData):
+            return scores
+        return pd.DataFrame(scores.cpu().numpy(), index=samples.obs_names, columns=list(labels))
 
     def tokenize(
         self, samples: anndata.AnnData | Sequence[Any], training: bool = False
