@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from baseline import log_expression, logistic_regression, marker_scores, ranks
+from baseline import log_expression, logistic_regression, marker_scores, ranks, regression_from_scores
 from numpy.typing import NDArray
 from sklearn.metrics import balanced_accuracy_score, f1_score
 from torch import Tensor
@@ -20,6 +20,9 @@ from mmpt.model import TEXT, MultimodalModel
 from mmpt.source import Split
 
 Labels = NDArray[np.int64]
+
+TEMPERATURE = 0.05
+"""Of similarities, LangCell's."""
 
 
 class Typed(NamedTuple):
@@ -147,7 +150,8 @@ def few_shot_metrics(
 ) -> dict[str, float]:
     """n-shot logistic regression on embeddings of each model, on log expression and on ranks, over the same draws.
 
-    With suffix `_described`, the description of each type is one more example of it, as texts lie in the same space.
+    With suffix `_described`, the regression on embeddings starts from typing by description, cosine / 0.05; with
+    `_described_log_expression` so does the one on log expression (`regression_from_scores`).
 
     Args:
         models: suffix -> model; "" is the one that is reported.
@@ -162,7 +166,7 @@ def few_shot_metrics(
     spaces = {suffix: (embedding(m, train.cells), embedding(m, test.cells)) for suffix, m in models.items()}
     spaces |= {"_log_expression": log, "_ranks": (ranks(log[0]), ranks(log[1]))}
     texts = models[""].embed(TEXT, [source.definitions.describe(name) for name in names]).numpy().astype(np.float64)
-    texts *= texts.shape[1] ** 0.5
+    prior = [values / values.shape[1] ** 0.5 @ texts.T / TEMPERATURE for values in spaces[""]]
     metrics: dict[str, float] = {}
     for count in shots:
         results: dict[str, list[float]] = {}
@@ -175,10 +179,9 @@ def few_shot_metrics(
             rows = drawn(train.labels, count, draw)
             for suffix, (inside, outside) in spaces.items():
                 add(suffix, logistic_regression(inside[rows], train.labels[rows], outside))
-            known = np.unique(train.labels)
-            examples = np.concatenate([spaces[""][0][rows], texts[known]])
-            labels = np.concatenate([train.labels[rows], known])
-            add("_described", logistic_regression(examples, labels, spaces[""][1]))
+            for suffix, (inside, outside) in (("", spaces[""]), ("_log_expression", log)):
+                found = regression_from_scores(inside[rows], train.labels[rows], prior[0][rows], outside, prior[1])
+                add(f"_described{suffix}", found)
         metrics |= {name: float(np.mean(values)) for name, values in results.items()}
         metrics |= {
             name.replace("/accuracy", "/spread"): float(np.std(values))

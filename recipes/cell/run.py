@@ -154,7 +154,7 @@ def fine_tuning(options: RecipeOptions) -> dict[str, float]:
 
 def few_labels(options: RecipeOptions) -> dict[str, float]:
     """n-shot typing with a model whose training used no type, only cells and the genes that they express."""
-    weights = ["--data.weights", json.dumps({"described": 0.0, "sentences": 1.0})]
+    weights = ["--data.weights", json.dumps({"described": 0.0, "sentences": 1.0}), "--model.sources", "null"]
     finished = fit([HERE / "pretrain.yaml"], options.output / "unlabelled", options, weights)
     model = finished.model.model.eval()
     source = cells_of(finished.datamodule)
