@@ -22,7 +22,9 @@ from mmpt.errors import ConfigError, SampleError
 TOKEN_BITS = 20
 """Low bits of a sort key that hold the token: up to a million genes."""
 
-BITS, LAST = np.uint64(TOKEN_BITS), np.uint64(2**64 - 1)
+TOKEN = np.uint64(2**TOKEN_BITS - 1)
+EMPTY = ~TOKEN
+"""The key of no gene: behind all others, with the token `PAD`, which is 0."""
 
 CHUNK = 256
 """Cells that are sorted at once: their tables stay in the cache."""
@@ -58,7 +60,10 @@ def rank_tokens(
     Returns:
         long (cells, width) tokens, padded with `PAD`, and long (cells,) numbers of tokens.
     """
-    # Unknown genes get the median infinity, so that their value is 0, as that of genes without expression.
+    if not rows.data.all():
+        rows = rows.copy()
+        rows.eliminate_zeros()
+    # Unknown genes get the median infinity, so that their value is 0 and their key `EMPTY`.
     median = np.full(len(columns), np.inf)
     median[columns >= 0] = medians[columns[columns >= 0] - FIRST_GENE]
     token = np.maximum(columns, 0).astype(np.uint64)
@@ -69,21 +74,19 @@ def rank_tokens(
         part = spans[first : first + CHUNK]
         begin, end = rows.indptr[first], rows.indptr[first + len(part)]
         index = rows.indices[begin:end]
-        values = rows.data[begin:end] / median[index]
+        values = rows.data[begin:end] / median.take(index)
         # One integer holds value and token, so that a plain sort of integers, which is fast, does it all: the bits of a
         # positive double are ordered as the double, and inverted they are ordered the other way. Zeros come last.
-        keys = ~(values.view(np.uint64) >> BITS) << BITS
-        keys |= token[index]
+        keys = np.invert(values.view(np.uint64))
+        keys &= EMPTY
+        keys |= token.take(index)
         inside = np.arange(part.max(initial=0)) < part[:, None]  # (cells, widest)
-        table = np.full(inside.shape, LAST, dtype=np.uint64)
+        table = np.full(inside.shape, EMPTY, dtype=np.uint64)
         table[inside] = keys
         table.sort(axis=1)
         table = table[:, :limit]
-        found = table < LAST >> BITS << BITS
-        tokens = (table & ~(LAST << BITS)).astype(np.int64)
-        tokens *= found
-        result[first : first + len(part), : tokens.shape[1]] = tokens
-        lengths[first : first + len(part)] = found.sum(1)
+        np.bitwise_and(table, TOKEN, out=result[first : first + len(part), : table.shape[1]], casting="unsafe")
+        lengths[first : first + len(part)] = np.count_nonzero(table < EMPTY, axis=1)
     return result[:, : lengths.max(initial=0)], lengths
 
 
