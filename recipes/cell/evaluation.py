@@ -91,9 +91,18 @@ def best_share(model: MultimodalModel, head: MatchingHead | None, source: Cells,
     return choose_share(found.cosines, found.probabilities, torch.from_numpy(held.labels))
 
 
-def standardised(values: Tensor) -> Tensor:
-    """Each type's scores over the cells that are annotated at mean 0 and standard deviation 1, as marker scores are."""
-    return (values - values.mean(0)) / values.std(0).clamp(min=1e-9)
+def standardised(values: Tensor, reference: Tensor | None = None) -> Tensor:
+    """Each type's scores relative to how cells at large score for it, as marker scores are.
+
+    Args:
+        values: (cells, types).
+        reference: (others, types), the cells at large; None: those that are annotated.
+
+    Returns:
+        (cells, types): values less the reference's mean, in its standard deviations.
+    """
+    others = values if reference is None else reference
+    return (values - others.mean(0)) / others.std(0).clamp(min=1e-9)
 
 
 def typing_metrics(
@@ -115,12 +124,17 @@ def typing_metrics(
 def unseen_metrics(
     model: MultimodalModel, head: MatchingHead | None, source: Cells, unseen: Sequence[str], share: float, prefix: str
 ) -> dict[str, float]:
-    """Cells of types that training never saw: choice among these types, and among all."""
+    """Cells of types that training never saw: choice among these types, and among all.
+
+    Suffix `_standardised`: scores relative to those of all test cells; `_calibrated`: relative to those of the training
+    cells, so that a type which training saw is not favoured. `among_all_seen` is the accuracy on the other test cells.
+    """
     names = list(source.label_names("class"))
     chosen = np.array([names.index(name) for name in unseen])
     texts = [source.definitions.describe(name) for name in names]
     test = typed(source, "test")
     found = zero_shot(model, head, test.cells, texts)
+    reference = zero_shot(model, None, typed(source, "train").cells, texts).cosines
     markers = marker_scores(test.cells, [source.definitions.find(name) for name in names])
     rows = np.isin(test.labels, chosen)
     right = test.labels[rows]
@@ -128,12 +142,14 @@ def unseen_metrics(
     for suffix, values in (
         ("", found.mixed(share).numpy()),
         ("_standardised", standardised(found.cosines).numpy()),
+        ("_calibrated", standardised(found.cosines, reference).numpy()),
         ("_markers", markers),
     ):
         among = chosen[values[rows][:, chosen].argmax(1)]
         metrics[f"{prefix}/among_unseen{suffix}"] = float((among == right).mean())
         metrics[f"{prefix}/among_unseen_balanced{suffix}"] = float(balanced_accuracy_score(right, among))
         metrics[f"{prefix}/among_all{suffix}"] = float((values[rows].argmax(1) == right).mean())
+        metrics[f"{prefix}/among_all_seen{suffix}"] = float((values[~rows].argmax(1) == test.labels[~rows]).mean())
     metrics[f"{prefix}/among_unseen_balanced_chance"] = 1 / len(chosen)
     metrics[f"{prefix}/among_all_chance"] = 1 / len(names)
     return metrics

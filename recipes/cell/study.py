@@ -267,6 +267,7 @@ def cross_run(own: str | None, other: str | None, genes: str, seed: int, steps: 
     here, there = trained.source, Cells(other)
     test = everything(there)
     names = list(there.label_names("class"))
+    reference = zero_shot(trained.model, None, everything(here).cells, described(there)).cosines
     cosines = zero_shot(trained.model, None, test.cells, described(there)).cosines
     markers = marker_scores(test.cells, [there.definitions.find(name) for name in names])
     metrics: dict[str, float] = {}
@@ -276,6 +277,7 @@ def cross_run(own: str | None, other: str | None, genes: str, seed: int, steps: 
     for suffix, values in (
         ("", cosines.numpy()),
         ("_standardised", standardised(cosines).numpy()),
+        ("_calibrated", standardised(cosines, reference).numpy()),
         ("_markers", markers),
     ):
         metrics |= scores(test.labels, values.argmax(1), "cross/all_types", suffix)
