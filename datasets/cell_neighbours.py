@@ -41,7 +41,7 @@ def neighbourhood_genes(cells: Sequence[Cell], neighbours: int, among: int) -> l
     found: list[list[str]] = [[] for _ in cells]
     if len(sound) < 2:
         return found
-    values, names = _log_expression([cells[place] for place in sound])
+    values, names = _log_expression([cells[place] for place in sound.tolist()])
     mean = np.asarray(values.mean(0)).ravel()
     deviation = np.sqrt(np.maximum(np.asarray(values.multiply(values).mean(0)).ravel() - mean**2, 0))
     spread = deviation + np.median(deviation[deviation > 0]) if deviation.any() else np.ones_like(deviation)
