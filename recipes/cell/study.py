@@ -356,9 +356,10 @@ def plan(options: argparse.Namespace) -> dict[str, Any]:
     if "unseen" in options.parts:
         for name, types in UNSEEN.items():
             hidden = {"exclude": list(types)}
-            variants = {name: Variant(hidden, second=False)}
-            if name == "B and NK":
-                variants[f"{name}, sentences alone"] = Variant(hidden, labelled=False, second=False)
+            variants = {
+                name: Variant(hidden, second=False),
+                f"{name}, sentences alone": Variant(hidden, labelled=False, second=False),
+            }
             for title, variant in variants.items():
                 runs[f"unseen: {title}"] = lambda seed, steps, variant=variant: unseen_run(variant, seed, steps)
     if "cross" in options.parts and options.other:
