@@ -12,18 +12,17 @@ import numpy as np
 import pandas as pd
 
 from mmpt.datasets.cell_files import CellFile, default_file, read_cells
+from mmpt.datasets.cell_neighbours import neighbourhood_genes
 from mmpt.datasets.cell_text import ASPECTS, CELL_TYPE, DEFAULT_DEFINITIONS, Definitions, compose, gene_sentence
 from mmpt.encoders.cell_expression import Cell
-from mmpt.encoders.cell_processor import CellProcessor
-from mmpt.encoders.cell_vocabulary import GeneVocabulary
 from mmpt.errors import ConfigError, DataError
 from mmpt.source import Examples, Sample, Source, Split
 from mmpt.splits import hash_split
 
 TYPE_COLUMNS = (CELL_TYPE, "celltype", "cell_types", "bulk_labels", "cell_label", "labels", "label", "annotation")
 DONOR_COLUMNS = ("donor_id", "donor", "patient", "individual")
-NAMED, AMONG = 12, 40
-"""A gene sentence names 12 of a cell's 40 most characteristic genes."""
+NAMED, AMONG = 12, 30
+"""A gene sentence names 12 of the 30 most characteristic genes."""
 
 
 class Cells(Source):
@@ -39,10 +38,12 @@ class Cells(Source):
 
     Args:
         path: see above.
-        text: `"type"`: the description. `"genes"`: a sentence that names genes which the cell expresses much relative
-            to other cells, drawn anew each time; each cell is then its own group, and there is a training split only.
-            Such sentences need no labels, and teach the text side what genes are, so that it can read of a type it
-            never saw.
+        text: `"type"`: the description. `"genes"`: a sentence that names genes which the cell and its neighbours
+            express more than other cells do, drawn anew each time; each cell is then its own group, and there is a
+            training split only. Such sentences need no labels, and teach the text side what genes are, so that it can
+            read of a type it never saw.
+        neighbours: for `text="genes"`: how many cells, with it, speak for a cell; see
+            `mmpt.datasets.cell_neighbours`. 1 is the cell by itself.
         layer: which matrix; by default raw counts where they conventionally lie, see
             `mmpt.encoders.cell_expression.expression_of`.
         type_column: column of obs with the type; by default `cell_type`, `bulk_labels` or similar.
@@ -58,13 +59,14 @@ class Cells(Source):
         seed: of the split.
 
     Raises:
-        ConfigError: fractions that leave nothing to train on, unknown aspects.
+        ConfigError: fractions that leave nothing to train on, unknown aspects, no neighbours.
     """
 
     def __init__(
         self,
         path: str | None = None,
         text: Literal["type", "genes"] = "type",
+        neighbours: int = 20,
         layer: str | None = None,
         type_column: str | None = None,
         donor_column: str | None = None,
@@ -81,11 +83,14 @@ class Cells(Source):
             raise ConfigError(
                 f"validation_fraction {validation_fraction} and test_fraction {test_fraction} leave nothing to train on"
             )
+        if neighbours < 1:
+            raise ConfigError(f"neighbours is {neighbours}; expected at least 1, the cell itself")
         unknown = set(aspects or ()) - set(ASPECTS)
         if unknown:
             raise ConfigError(f"aspects name {sorted(unknown)}; the aspects are {', '.join(ASPECTS)}")
         self.path = path
         self.text, self.layer, self.backed, self.vary = text, layer, backed, vary
+        self.neighbours = neighbours
         self.type_column, self.donor_column = type_column, donor_column
         self.aspects = dict.fromkeys(ASPECTS) | (aspects or {})
         self.exclude = list(exclude)
@@ -188,7 +193,7 @@ class _Collection:
         group = {text: number for number, text in enumerate(dict.fromkeys(texts))}
         self.groups = [group[text] for text in texts]
         self.splits = self._assign(donors, given)
-        self._processor: CellProcessor | None = None
+        self._genes: dict[int, list[str]] | None = None
 
     def rows(self, split: Split) -> list[int]:
         """Numbers of a split's cells."""
@@ -198,12 +203,13 @@ class _Collection:
         """The text of a cell; empty if nothing is known of it."""
         return compose(self.cells[row].aspects, self.definitions, random_part)
 
-    def characteristic_genes(self, row: int) -> list[str]:
-        """The genes of a cell by rank value, with medians of the training split."""
-        if self._processor is None:
-            self._processor = CellProcessor(GeneVocabulary(cells=_TrainingCells(self)), AMONG + 1)
-        tokens, lengths = self._processor.tokenize([self.cells[row].cell])
-        return [self._processor.vocabulary.name(token) for token in tokens[0, : lengths[0]].tolist()]
+    def characteristic_genes(self) -> dict[int, list[str]]:
+        """For each training cell, by its number, what it and its neighbours in the training split express most."""
+        if self._genes is None:
+            rows = self.rows("train")
+            genes = neighbourhood_genes([self.cells[row].cell for row in rows], self.source.neighbours, AMONG)
+            self._genes = dict(zip(rows, genes, strict=True))
+        return self._genes
 
     def _assign(self, donors: Sequence[str], given: Sequence[str]) -> list[Split]:
         wrong = sorted(set(given) - {"", "train", "validation", "test"})
@@ -225,16 +231,6 @@ class _Collection:
             "test" if kinds.get(row.aspects.get(CELL_TYPE, ""), False) else split
             for row, split in zip(self.cells, splits, strict=True)
         ]
-
-
-class _TrainingCells(Source):
-    """The training cells of a collection, for medians; types that are excluded are not among them."""
-
-    def __init__(self, collection: _Collection) -> None:
-        self.collection = collection
-
-    def split(self, name: Split) -> Examples:
-        return [Sample({"cell": self.collection.cells[row].cell}, "") for row in self.collection.rows(name)]
 
 
 class _Described:
@@ -265,6 +261,7 @@ class _Sentences:
 
     def __init__(self, collection: _Collection, rows: Sequence[int]) -> None:
         self.collection, self.chosen = collection, rows
+        self.genes = collection.characteristic_genes()
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -272,8 +269,7 @@ class _Sentences:
     def __getitem__(self, index: int) -> Sample:
         number = self.chosen[index]
         row = self.collection.cells[number]
-        genes = self.collection.characteristic_genes(number)
-        sentence = gene_sentence(genes, NAMED, AMONG, random.Random(random.getrandbits(32)))
+        sentence = gene_sentence(self.genes[number], NAMED, AMONG, random.Random(random.getrandbits(32)))
         return Sample({"cell": row.cell, "text": sentence}, row.name)
 
 

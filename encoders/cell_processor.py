@@ -8,9 +8,11 @@ from typing import Any
 
 import anndata
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
+from torch import Tensor
 
 from mmpt.encoder import Inputs, Processor
 from mmpt.encoders.cell_expression import Cell, Expression, expression_of
@@ -20,7 +22,9 @@ from mmpt.errors import ConfigError, SampleError
 TOKEN_BITS = 20
 """Low bits of a sort key that hold the token: up to a million genes."""
 
-BITS, LAST = np.uint64(TOKEN_BITS), np.uint64(2**64 - 1)
+TOKEN = np.uint64(2**TOKEN_BITS - 1)
+EMPTY = ~TOKEN
+"""The key of no gene: behind all others, with the token `PAD`, which is 0."""
 
 CHUNK = 256
 """Cells that are sorted at once: their tables stay in the cache."""
@@ -56,7 +60,10 @@ def rank_tokens(
     Returns:
         long (cells, width) tokens, padded with `PAD`, and long (cells,) numbers of tokens.
     """
-    # Unknown genes get the median infinity, so that their value is 0, as that of genes without expression.
+    if not rows.data.all():
+        rows = rows.copy()
+        rows.eliminate_zeros()
+    # Unknown genes get the median infinity, so that their value is 0 and their key `EMPTY`.
     median = np.full(len(columns), np.inf)
     median[columns >= 0] = medians[columns[columns >= 0] - FIRST_GENE]
     token = np.maximum(columns, 0).astype(np.uint64)
@@ -67,21 +74,19 @@ def rank_tokens(
         part = spans[first : first + CHUNK]
         begin, end = rows.indptr[first], rows.indptr[first + len(part)]
         index = rows.indices[begin:end]
-        values = rows.data[begin:end] / median[index]
+        values = rows.data[begin:end] / median.take(index)
         # One integer holds value and token, so that a plain sort of integers, which is fast, does it all: the bits of a
         # positive double are ordered as the double, and inverted they are ordered the other way. Zeros come last.
-        keys = ~(values.view(np.uint64) >> BITS) << BITS
-        keys |= token[index]
+        keys = np.invert(values.view(np.uint64))
+        keys &= EMPTY
+        keys |= token.take(index)
         inside = np.arange(part.max(initial=0)) < part[:, None]  # (cells, widest)
-        table = np.full(inside.shape, LAST, dtype=np.uint64)
+        table = np.full(inside.shape, EMPTY, dtype=np.uint64)
         table[inside] = keys
         table.sort(axis=1)
         table = table[:, :limit]
-        found = table < LAST >> BITS << BITS
-        tokens = (table & ~(LAST << BITS)).astype(np.int64)
-        tokens *= found
-        result[first : first + len(part), : tokens.shape[1]] = tokens
-        lengths[first : first + len(part)] = found.sum(1)
+        np.bitwise_and(table, TOKEN, out=result[first : first + len(part), : table.shape[1]], casting="unsafe")
+        lengths[first : first + len(part)] = np.count_nonzero(table < EMPTY, axis=1)
     return result[:, : lengths.max(initial=0)], lengths
 
 
@@ -128,6 +133,22 @@ class CellProcessor(Processor):
         ids = np.concatenate([np.full((len(tokens), 1), self.vocabulary.cls), tokens[:, : width - 1]], 1)
         mask = np.arange(width) <= lengths[:, None]
         return {"ids": torch.from_numpy(ids), "mask": torch.from_numpy(mask)}
+
+    def store(self, samples: Sequence[Any], key: str, vectors: Tensor) -> None:
+        """Write embeddings to `obsm[key]`: `sc.pp.neighbors(adata, use_rep=key)` reads them there.
+
+        Raises:
+            ConfigError: the samples are no AnnData.
+        """
+        if not isinstance(samples, anndata.AnnData):
+            raise ConfigError(f"store={key!r}: only AnnData has an obsm, got {type(samples).__name__}")
+        samples.obsm[key] = vectors.cpu().numpy()
+
+    def table(self, samples: Sequence[Any], labels: Sequence[str], scores: Tensor) -> Any:
+        """For AnnData a DataFrame with `obs_names` and one column for each label; else the tensor."""
+        if not isinstance(samples, anndata.AnnData):
+            return scores
+        return pd.DataFrame(scores.cpu().numpy(), index=samples.obs_names, columns=list(labels))
 
     def tokenize(
         self, samples: anndata.AnnData | Sequence[Any], training: bool = False

@@ -81,6 +81,23 @@ class Processor(Configurable, ABC):
             SampleError: with `index`, for a sample that can't be used.
         """
 
+    def store(self, samples: Sequence[Any], key: str, vectors: Tensor) -> None:
+        """Write embeddings into what holds the samples, where people of the field look for them.
+
+        Args:
+            samples: raw samples.
+            key: under which name.
+            vectors: (samples, width).
+
+        Raises:
+            ConfigError: there is no place for them; the default.
+        """
+        raise ConfigError(f"samples of type {type(samples).__name__} have no place to store embeddings under {key!r}")
+
+    def table(self, samples: Sequence[Any], labels: Sequence[str], scores: Tensor) -> Any:
+        """Scores of samples for labels in the form that people of the field read; the tensor itself by default."""
+        return scores
+
 
 class Encoder(nn.Module, Configurable, ABC):
     """One modality. What can be masked is a *unit*: a patch, frame, gene, note, node or token.

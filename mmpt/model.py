@@ -263,7 +263,9 @@ class MultimodalModel(nn.Module, Configurable):
         device = next(self.parameters()).device
         return {key: value.to(device) for key, value in inputs.items()}
 
-    def embed(self, name: str, samples: Sequence[Any] | Inputs, batch_size: int = 64) -> Tensor:
+    def embed(
+        self, name: str, samples: Sequence[Any] | Inputs, batch_size: int = 64, store: str | None = None
+    ) -> Tensor:
         """Embed one modality.
 
         Args:
@@ -271,9 +273,13 @@ class MultimodalModel(nn.Module, Configurable):
             samples: raw samples (embedded in batches, in evaluation mode, without gradient), or processed inputs
                 (embedded in one go, in the current mode, with gradient).
             batch_size: how many raw samples at once.
+            store: also write the embeddings under this name into what holds the raw samples (`AnnData.obsm`).
 
         Returns:
             (batch, embed_dim), L2-normalised.
+
+        Raises:
+            ConfigError: `store` with samples that have no place for embeddings.
         """
         encoder = self.modality(name).encoder
         if isinstance(samples, Mapping):
@@ -283,7 +289,10 @@ class MultimodalModel(nn.Module, Configurable):
                 self.project(name, encoder(self.process(name, samples[start : start + batch_size])))
                 for start in range(0, len(samples), batch_size)
             ]
-        return torch.cat(parts) if parts else torch.zeros(0, self.embed_dim)
+        vectors = torch.cat(parts) if parts else torch.zeros(0, self.embed_dim)
+        if store is not None:
+            encoder.processor.store(samples, store, vectors)
+        return vectors
 
     def fuse(self, text: Sequence[str] | Inputs, attention: Attention = "bidirectional", **modalities: Any) -> Tokens:
         """Text tokens that have seen other modalities.
@@ -350,7 +359,7 @@ class MultimodalModel(nn.Module, Configurable):
 
     def zero_shot(
         self, name: str, samples: Sequence[Any], labels: Sequence[str], templates: Sequence[str] = ("{}",)
-    ) -> Tensor:
+    ) -> Any:
         """Cosine of each sample with each label's mean prompt embedding.
 
         Args:
@@ -360,11 +369,13 @@ class MultimodalModel(nn.Module, Configurable):
             templates: prompts with one `{}`; a label is the normalised mean over its prompts.
 
         Returns:
-            (samples, labels) similarities; the argmax is the prediction.
+            (samples, labels) similarities; the argmax is the prediction. A tensor, or what people of the field read
+            where the samples come with names: a DataFrame for AnnData.
         """
         prompts = [template.format(label) for label in labels for template in templates]
         texts = self.embed(TEXT, prompts).unflatten(0, (len(labels), len(templates)))
-        return self.embed(name, samples) @ F.normalize(texts.mean(1), dim=-1).T
+        similarities = self.embed(name, samples) @ F.normalize(texts.mean(1), dim=-1).T
+        return self.modality(name).encoder.processor.table(samples, labels, similarities)
 
     def save_pretrained(self, folder: str | Path, card: str = "") -> Path:
         """Write config.yaml, model.safetensors, tokenizer files and README.md (the model card)."""

@@ -15,6 +15,7 @@ from mmpt.connectors import LinearConnector
 from mmpt.datasets.cell import Cells
 from mmpt.datasets.cell_annotation import annotate, cells_of, embed_cells
 from mmpt.datasets.cell_files import default_file, npz_to_h5ad, to_h5ad
+from mmpt.datasets.cell_neighbours import neighbourhood_genes
 from mmpt.datasets.cell_text import ASPECTS, Definitions, compose, gene_sentence, type_text
 from mmpt.encoders.cell import CellEncoder, GeneVocabulary
 from mmpt.errors import ConfigError, DataError
@@ -177,8 +178,8 @@ def test_training_texts_vary_and_evaluation_texts_do_not():
     assert held[0].modalities["text"] == held[0].modalities["text"]
 
 
-def test_gene_sentences_name_what_the_cell_expresses_most():
-    source = Cells(text="genes")
+def test_gene_sentences_of_single_cells_name_genes_that_they_express():
+    source = Cells(text="genes", neighbours=1)
     sample = source.split("train")[5]
     genes = sample.modalities["text"].removeprefix("genes: ").rstrip(".").split(", ")
     expression = sample.modalities["cell"].expression
@@ -188,6 +189,36 @@ def test_gene_sentences_name_what_the_cell_expresses_most():
     assert all(row[place[gene]] > 0 for gene in genes)
     assert sample.labels == {}
     assert len(source.split("test")) == 0 == len(source.everything())
+    with pytest.raises(ConfigError, match="neighbours is 0"):
+        Cells(neighbours=0)
+
+
+def test_neighbourhoods_show_the_markers_of_a_type_without_labels():
+    cells = cells_of(adata(90))
+    found = neighbourhood_genes(cells, 20, 10)
+    right = [[gene in GENES[10 * (i % 3) : 10 * (i % 3) + 10] for gene in genes] for i, genes in enumerate(found)]
+    assert np.mean([np.mean(row) for row in right]) > 0.98
+    alone = neighbourhood_genes(cells, 1, 10)
+    own = [[gene in GENES[10 * (i % 3) : 10 * (i % 3) + 10] for gene in genes] for i, genes in enumerate(alone)]
+    assert np.mean([np.mean(row) for row in own]) < np.mean([np.mean(row) for row in right])
+
+
+def test_neighbourhood_scores_are_those_of_a_plain_computation():
+    table = np.array([[3, 0, 1], [2, 1, 0], [0, 4, 1], [1, 3, 1]], dtype=np.float32)
+    data = anndata.AnnData(sparse.csr_matrix(table), var=pd.DataFrame(index=["A", "B", "C"]))
+    log = np.log1p(table / table.sum(1, keepdims=True) * 10_000)
+    score = (log - log.mean(0)) / (log.std(0) + np.median(log.std(0)))
+    expected = [[name for value, name in sorted(zip(-row, "ABC", strict=True)) if value < 0] for row in score]
+    assert neighbourhood_genes(cells_of(data), 1, 3) == expected
+
+
+def test_neighbourhoods_join_matrices_by_gene_and_leave_out_cells_without_expression():
+    first, second = adata(30), adata(30, seed=1)
+    second = second[:, ::-1].copy()
+    second.X = sparse.csr_matrix(second.X.toarray() * (np.arange(30) != 4)[:, None])
+    found = neighbourhood_genes([*cells_of(first), *cells_of(second)], 10, 5)
+    assert found[34] == []
+    assert all(set(found[i]) <= set(GENES[10 * (i % 3) : 10 * (i % 3) + 10]) for i in (0, 1, 2, 30, 31, 32))
 
 
 def test_composed_texts():
@@ -290,6 +321,17 @@ def test_embeddings_are_written_where_scanpy_looks(model):
     assert list(data.obsm) == ["X_mmpt"]
 
 
+def test_the_model_stores_embeddings_on_request(model):
+    data = adata()
+    vectors = model.embed("cell", data, store="X_mine")
+    assert np.array_equal(data.obsm["X_mine"], vectors.numpy())
+    assert list(data.obsm) == ["X_mine"]
+    with pytest.raises(ConfigError, match="only AnnData has an obsm, got list"):
+        model.embed("cell", cells_of(data), store="X_mine")
+    with pytest.raises(ConfigError, match="no place to store"):
+        model.embed("text", ["a", "b"], store="X")
+
+
 def test_annotation_is_a_table_of_cells_and_labels(model):
     data = adata()
     found = annotate(model, data, ["NK", "B", "something else"])
@@ -299,7 +341,12 @@ def test_annotation_is_a_table_of_cells_and_labels(model):
     np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-5)
     known = Definitions()
     direct = model.zero_shot("cell", data, [known.describe("NK"), known.describe("B"), "something else"])
-    assert (found.to_numpy().argmax(1) == direct.argmax(1).numpy()).all()
+    assert isinstance(direct, pd.DataFrame)
+    assert list(direct.index) == list(data.obs_names)
+    assert (found.to_numpy().argmax(1) == direct.to_numpy().argmax(1)).all()
+    torch.testing.assert_close(
+        model.zero_shot("cell", cells_of(data), list(direct.columns)), torch.from_numpy(direct.to_numpy())
+    )
 
 
 def test_annotation_mixes_in_the_matching_head(model):

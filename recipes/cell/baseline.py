@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import logsumexp
 from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 
@@ -53,6 +55,42 @@ def ranks(values: Array) -> Array:
 def logistic_regression(train: Array, labels: NDArray[np.int64], test: Array) -> NDArray[np.int64]:
     """Predictions of scikit-learn's logistic regression with its default strength, on features as they are."""
     return LogisticRegression(max_iter=2000).fit(train, labels).predict(test)
+
+
+def regression_from_scores(
+    train: Array, labels: NDArray[np.int64], prior: Array, test: Array, test_prior: Array
+) -> NDArray[np.int64]:
+    """Logistic regression that starts from scores which are known without labels, instead of from nothing.
+
+    The logit of a type is its given score plus a linear function of the features, learned with the loss and penalty of
+    scikit-learn's logistic regression (the sum over cells, and half the squared weights; the intercept is free). With
+    few labels the scores decide, with many the features do.
+
+    Args:
+        train: (cells, features).
+        labels: of these cells: column of `prior`.
+        prior: (cells, types) logits.
+        test: (others, features), to be typed among the types that `labels` name.
+        test_prior: (others, types).
+    """
+    known, targets = np.unique(labels, return_inverse=True)
+    truth = np.eye(len(known))[targets]
+    offset = prior[:, known]
+    inputs = np.concatenate([train, np.ones((len(train), 1))], 1)
+    penalised = np.ones((inputs.shape[1], 1))
+    penalised[-1] = 0.0
+
+    def objective(flat: Array) -> tuple[float, Array]:
+        weights = flat.reshape(inputs.shape[1], len(known))
+        logits = offset + inputs @ weights
+        logits -= logsumexp(logits, axis=1, keepdims=True)
+        slope = inputs.T @ (np.exp(logits) - truth) + penalised * weights
+        return float(0.5 * (penalised * weights**2).sum() - (truth * logits).sum()), slope.ravel()
+
+    start = np.zeros(inputs.shape[1] * len(known))
+    weights = minimize(objective, start, jac=True, method="L-BFGS-B").x.reshape(inputs.shape[1], len(known))
+    outside = np.concatenate([test, np.ones((len(test), 1))], 1)
+    return known[(test_prior[:, known] + outside @ weights).argmax(1)]
 
 
 def marker_scores(cells: Sequence[Cell], types: Sequence[CellType]) -> Array:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from baseline import log_expression, logistic_regression, marker_scores, ranks
+from baseline import log_expression, logistic_regression, marker_scores, ranks, regression_from_scores
 from numpy.typing import NDArray
 from sklearn.metrics import balanced_accuracy_score, f1_score
 from torch import Tensor
@@ -20,6 +20,9 @@ from mmpt.model import TEXT, MultimodalModel
 from mmpt.source import Split
 
 Labels = NDArray[np.int64]
+
+TEMPERATURE = 0.05
+"""Of similarities, LangCell's."""
 
 
 class Typed(NamedTuple):
@@ -88,9 +91,18 @@ def best_share(model: MultimodalModel, head: MatchingHead | None, source: Cells,
     return choose_share(found.cosines, found.probabilities, torch.from_numpy(held.labels))
 
 
-def standardised(values: Tensor) -> Tensor:
-    """Each type's scores over the cells that are annotated at mean 0 and standard deviation 1, as marker scores are."""
-    return (values - values.mean(0)) / values.std(0).clamp(min=1e-9)
+def standardised(values: Tensor, reference: Tensor | None = None) -> Tensor:
+    """Each type's scores relative to how cells at large score for it, as marker scores are.
+
+    Args:
+        values: (cells, types).
+        reference: (others, types), the cells at large; None: those that are annotated.
+
+    Returns:
+        (cells, types): values less the reference's mean, in its standard deviations.
+    """
+    others = values if reference is None else reference
+    return (values - others.mean(0)) / others.std(0).clamp(min=1e-9)
 
 
 def typing_metrics(
@@ -112,12 +124,17 @@ def typing_metrics(
 def unseen_metrics(
     model: MultimodalModel, head: MatchingHead | None, source: Cells, unseen: Sequence[str], share: float, prefix: str
 ) -> dict[str, float]:
-    """Cells of types that training never saw: choice among these types, and among all."""
+    """Cells of types that training never saw: choice among these types, and among all.
+
+    Suffix `_standardised`: scores relative to those of all test cells; `_calibrated`: relative to those of the training
+    cells, so that a type which training saw is not favoured. `among_all_seen` is the accuracy on the other test cells.
+    """
     names = list(source.label_names("class"))
     chosen = np.array([names.index(name) for name in unseen])
     texts = [source.definitions.describe(name) for name in names]
     test = typed(source, "test")
     found = zero_shot(model, head, test.cells, texts)
+    reference = zero_shot(model, None, typed(source, "train").cells, texts).cosines
     markers = marker_scores(test.cells, [source.definitions.find(name) for name in names])
     rows = np.isin(test.labels, chosen)
     right = test.labels[rows]
@@ -125,12 +142,14 @@ def unseen_metrics(
     for suffix, values in (
         ("", found.mixed(share).numpy()),
         ("_standardised", standardised(found.cosines).numpy()),
+        ("_calibrated", standardised(found.cosines, reference).numpy()),
         ("_markers", markers),
     ):
         among = chosen[values[rows][:, chosen].argmax(1)]
         metrics[f"{prefix}/among_unseen{suffix}"] = float((among == right).mean())
         metrics[f"{prefix}/among_unseen_balanced{suffix}"] = float(balanced_accuracy_score(right, among))
         metrics[f"{prefix}/among_all{suffix}"] = float((values[rows].argmax(1) == right).mean())
+        metrics[f"{prefix}/among_all_seen{suffix}"] = float((values[~rows].argmax(1) == test.labels[~rows]).mean())
     metrics[f"{prefix}/among_unseen_balanced_chance"] = 1 / len(chosen)
     metrics[f"{prefix}/among_all_chance"] = 1 / len(names)
     return metrics
@@ -147,7 +166,8 @@ def few_shot_metrics(
 ) -> dict[str, float]:
     """n-shot logistic regression on embeddings of each model, on log expression and on ranks, over the same draws.
 
-    With suffix `_described`, the description of each type is one more example of it, as texts lie in the same space.
+    With suffix `_described`, the regression on embeddings starts from typing by description, cosine / 0.05; with
+    `_described_log_expression` so does the one on log expression (`regression_from_scores`).
 
     Args:
         models: suffix -> model; "" is the one that is reported.
@@ -162,7 +182,7 @@ def few_shot_metrics(
     spaces = {suffix: (embedding(m, train.cells), embedding(m, test.cells)) for suffix, m in models.items()}
     spaces |= {"_log_expression": log, "_ranks": (ranks(log[0]), ranks(log[1]))}
     texts = models[""].embed(TEXT, [source.definitions.describe(name) for name in names]).numpy().astype(np.float64)
-    texts *= texts.shape[1] ** 0.5
+    prior = [values / values.shape[1] ** 0.5 @ texts.T / TEMPERATURE for values in spaces[""]]
     metrics: dict[str, float] = {}
     for count in shots:
         results: dict[str, list[float]] = {}
@@ -175,10 +195,9 @@ def few_shot_metrics(
             rows = drawn(train.labels, count, draw)
             for suffix, (inside, outside) in spaces.items():
                 add(suffix, logistic_regression(inside[rows], train.labels[rows], outside))
-            known = np.unique(train.labels)
-            examples = np.concatenate([spaces[""][0][rows], texts[known]])
-            labels = np.concatenate([train.labels[rows], known])
-            add("_described", logistic_regression(examples, labels, spaces[""][1]))
+            for suffix, (inside, outside) in (("", spaces[""]), ("_log_expression", log)):
+                found = regression_from_scores(inside[rows], train.labels[rows], prior[0][rows], outside, prior[1])
+                add(f"_described{suffix}", found)
         metrics |= {name: float(np.mean(values)) for name, values in results.items()}
         metrics |= {
             name.replace("/accuracy", "/spread"): float(np.std(values))

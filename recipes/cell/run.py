@@ -29,8 +29,11 @@ from evaluation import (
     unseen_metrics,
     zero_shot,
 )
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
+from umap import UMAP
 
 from mmpt.checkpoint import load_heads
 from mmpt.commands import retrieval_metrics
@@ -47,6 +50,8 @@ from mmpt.training import train
 HERE = Path(__file__).parent
 LEFT_OUT = ("CD19+ B", "CD56+ NK")
 SHOTS = (1, 5, 20)
+UMAP_CELLS = 20
+"""Fewest cells for a UMAP, which compares each with its 15 neighbours."""
 SMOKE = ["--trainer.max_steps", "2", "--trainer.limit_val_batches", "1"]
 
 
@@ -154,7 +159,7 @@ def fine_tuning(options: RecipeOptions) -> dict[str, float]:
 
 def few_labels(options: RecipeOptions) -> dict[str, float]:
     """n-shot typing with a model whose training used no type, only cells and the genes that they express."""
-    weights = ["--data.weights", json.dumps({"described": 0.0, "sentences": 1.0})]
+    weights = ["--data.weights", json.dumps({"described": 0.0, "sentences": 1.0}), "--model.sources", "null"]
     finished = fit([HERE / "pretrain.yaml"], options.output / "unlabelled", options, weights)
     model = finished.model.model.eval()
     source = cells_of(finished.datamodule)
@@ -199,11 +204,40 @@ def illustrate(model: MultimodalModel, head: MatchingHead, data: MultimodalData,
                 ],
             }
         )
+    own = model.embed("cell", test.cells, 256)
+    if len(own) >= UMAP_CELLS:
+        picture = umap_picture(own.numpy(), test.labels, names, options.seed)
+        rows.insert(1, {"query": {"image": picture, "text": "UMAP of the test cells, by true type"}, "results": []})
     write_examples(options.output, "Types found for cells of the test split", rows)
-    vectors = torch.cat([model.embed("cell", test.cells, 256), model.embed(TEXT, texts)])
+    vectors = torch.cat([own, model.embed(TEXT, texts)])
     labels = [names[label] for label in test.labels] + names
     kinds = ["cell"] * len(test.cells) + ["description"] * len(names)
     write_embeddings(options.output, two_dimensional(vectors, options.seed), labels, kinds)
+
+
+def umap_picture(vectors: np.ndarray, labels: np.ndarray, names: Sequence[str], seed: int) -> Image.Image:
+    """UMAP of embeddings (n, width) with cosine distance, as a picture; distances between clumps mean little."""
+    points = UMAP(metric="cosine", random_state=seed, n_jobs=1).fit_transform(vectors)
+    figure, axes = plt.subplots(figsize=(6.6, 4.6), layout="constrained")
+    colours = plt.get_cmap("tab10" if len(names) <= 10 else "tab20")
+    for number, name in enumerate(names):
+        own = points[labels == number]
+        axes.scatter(own[:, 0], own[:, 1], s=12, color=colours(number % colours.N), label=f"{name} ({len(own)})")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_xlabel("UMAP 1")
+    axes.set_ylabel("UMAP 2")
+    figure.legend(loc="outside right center", fontsize=7, frameon=False)
+    return rendered(figure)
+
+
+def rendered(figure: Figure) -> Image.Image:
+    """A figure as a picture."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    plt.close(figure)
+    return picture
 
 
 def confusion_picture(right: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> Image.Image:
@@ -223,10 +257,7 @@ def confusion_picture(right: np.ndarray, predicted: np.ndarray, names: Sequence[
                   va="center", fontsize=6, color="white" if dark else "black")  # fmt: skip
     axes.set_xlabel("found by description")
     axes.set_ylabel("true type (cells)")
-    figure.canvas.draw()
-    picture = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")  # type: ignore[attr-defined]
-    plt.close(figure)
-    return picture
+    return rendered(figure)
 
 
 if __name__ == "__main__":

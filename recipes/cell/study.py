@@ -12,6 +12,7 @@ end the means and standard deviations over the seeds are printed.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import logging
 import tempfile
@@ -30,14 +31,17 @@ import yaml
 from baseline import log_expression, logistic_regression, marker_scores, ranks
 from evaluation import (
     best_share,
+    drawn,
     few_shot_metrics,
     scores,
     standardised,
+    supervised_baselines,
     typed,
     typing_metrics,
     unseen_metrics,
     zero_shot,
 )
+from few_shot import tune
 from rich.console import Console
 from rich.table import Table
 
@@ -45,7 +49,7 @@ from mmpt.commands import retrieval_metrics
 from mmpt.config import from_config
 from mmpt.data import MultimodalData
 from mmpt.datasets.cell import Cells
-from mmpt.finetuning import rebuilt
+from mmpt.finetuning import FineTuning, rebuilt
 from mmpt.heads import MatchingHead
 from mmpt.model import MultimodalModel
 from mmpt.pretraining import Pretraining
@@ -123,6 +127,7 @@ def pretrained(variant: Variant, seed: int, steps: int = -1) -> Trained:
     data = MultimodalData(**{**from_config(first["data"]), "seed": seed})
     if not variant.labelled:
         data.weights = {"described": 0.0, "sentences": 1.0}
+        module.sources = {}  # all losses learn from what is left
     losses = fit(module, data, epochs["first"], steps, "first")
     head = None
     if variant.second:
@@ -140,7 +145,18 @@ def pretrained(variant: Variant, seed: int, steps: int = -1) -> Trained:
 
 def fit(module: Pretraining, data: MultimodalData, epochs: int, steps: int, stage: str) -> dict[str, float]:
     """Train, and give the validation losses before and after."""
-    trainer = L.Trainer(
+    trainer = quiet_trainer(epochs, steps)
+    before = validation_losses(module, data)
+    trainer.fit(module, data)
+    after = validation_losses(module, data)
+    return {f"loss/{stage}/{name}": after[name] for name in after} | {
+        f"loss/{stage}/{name}_before": before[name] for name in before
+    }
+
+
+def quiet_trainer(epochs: int, steps: int) -> L.Trainer:
+    """Trains without logs, checkpoints and validation."""
+    return L.Trainer(
         max_epochs=epochs,
         max_steps=steps,
         logger=False,
@@ -152,12 +168,6 @@ def fit(module: Pretraining, data: MultimodalData, epochs: int, steps: int, stag
         limit_val_batches=0,
         use_distributed_sampler=False,
     )
-    before = validation_losses(module, data)
-    trainer.fit(module, data)
-    after = validation_losses(module, data)
-    return {f"loss/{stage}/{name}": after[name] for name in after} | {
-        f"loss/{stage}/{name}_before": before[name] for name in before
-    }
 
 
 def validation_losses(module: Pretraining, data: MultimodalData) -> dict[str, float]:
@@ -213,14 +223,38 @@ def main_run(seed: int, steps: int) -> dict[str, float]:
     metrics |= {f"{name}_untrained": fresh[name] for name in ("zero_shot/accuracy", "zero_shot/macro_f1")}
     metrics |= {"share": share, **trained.losses}
     metrics |= retrieval_metrics(trained.model, trained.data, "cell", "test")
+    metrics |= few_shot_metrics({"": trained.model}, source, (5,), "probe")
     blind = pretrained(Variant(labelled=False, second=False), seed, steps)
+    metrics |= typing_metrics(blind.model, None, source, 1.0, test, "sentences_alone")
     models = {"": blind.model, "_untrained": rebuilt(blind.model).eval()}
-    return metrics | few_shot_metrics(models, source, (1, 5, 20), "few_labels")
+    metrics |= few_shot_metrics(models, source, (1, 5, 20), "few_labels")
+    metrics |= supervised_baselines(typed(source, "train"), test, "all_labels")
+    for suffix, model, scratch in (("", trained.model, False), ("_sentences_alone", blind.model, False),
+                                   ("_scratch", trained.model, True)):  # fmt: skip
+        metrics |= fine_tuned(model, seed, steps, scratch, "all_labels", suffix)
+    return metrics
 
 
-def unseen_run(types: Sequence[str], seed: int, steps: int) -> dict[str, float]:
+def fine_tuned(
+    model: MultimodalModel, seed: int, steps: int, scratch: bool, prefix: str, suffix: str
+) -> dict[str, float]:
+    """A classifier on all training labels, from the model's weights or from its architecture alone."""
+    tree = loaded("finetune.yaml")
+    L.seed_everything(seed, verbose=False)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {"pretrained": str(model.save_pretrained(folder)), "from_scratch": scratch}
+        module = FineTuning(**{**from_config(tree["model"]["init_args"]), **settings})
+    data = MultimodalData(**{**from_config(tree["data"]), "seed": seed})
+    trainer = quiet_trainer(tree["trainer"]["max_epochs"], steps)
+    trainer.fit(module, data)
+    tested = trainer.test(module, data, verbose=False)[0]
+    return {f"{prefix}/{name}{suffix}": tested[f"test/classification/{name}"] for name in ("accuracy", "macro_f1")}
+
+
+def unseen_run(variant: Variant, seed: int, steps: int) -> dict[str, float]:
     """Types that neither stage saw."""
-    trained = pretrained(Variant(source={"exclude": list(types)}), seed, steps)
+    trained = pretrained(variant, seed, steps)
+    types = variant.source["exclude"]
     share = best_share(trained.model, trained.head, trained.source, described(trained.source))
     metrics = unseen_metrics(trained.model, trained.head, trained.source, types, share, "unseen")
     return metrics | {"share": share}
@@ -231,18 +265,19 @@ def cross_run(own: str | None, other: str | None, genes: str, seed: int, steps: 
     trained = pretrained(Variant(source={"path": own}, vocabulary={"genes": genes}), seed, steps)
     shared = Path(genes).read_text(encoding="utf-8").split()
     here, there = trained.source, Cells(other)
-    share = best_share(trained.model, trained.head, here, described(here))
     test = everything(there)
     names = list(there.label_names("class"))
-    found = zero_shot(trained.model, trained.head, test.cells, described(there))
+    reference = zero_shot(trained.model, None, everything(here).cells, described(there)).cosines
+    cosines = zero_shot(trained.model, None, test.cells, described(there)).cosines
     markers = marker_scores(test.cells, [there.definitions.find(name) for name in names])
-    metrics: dict[str, float] = {"share": share}
+    metrics: dict[str, float] = {}
     kinds = coarse(there, names)
     kept = np.array([kinds[label] >= 0 for label in test.labels])
     right = np.array([kinds[label] for label in test.labels])[kept]
     for suffix, values in (
-        ("", found.mixed(share).numpy()),
-        ("_standardised", standardised(found.cosines).numpy()),
+        ("", cosines.numpy()),
+        ("_standardised", standardised(cosines).numpy()),
+        ("_calibrated", standardised(cosines, reference).numpy()),
         ("_markers", markers),
     ):
         metrics |= scores(test.labels, values.argmax(1), "cross/all_types", suffix)
@@ -252,7 +287,29 @@ def cross_run(own: str | None, other: str | None, genes: str, seed: int, steps: 
     inside, outside = (log_expression(cells, shared) for cells in (own_train.cells, test.cells))
     fitted = logistic_regression(ranks(inside)[own_kinds >= 0], own_kinds[own_kinds >= 0], ranks(outside)[kept])
     metrics |= scores(right, fitted, "cross/coarse", "_ranks")
-    return metrics | few_shot_metrics({"": trained.model}, there, (1, 5, 20), "cross")
+    metrics |= few_shot_metrics({"": trained.model}, there, (1, 5, 20), "cross", 5)
+    return metrics | few_shot_tuned(trained, there, seed, steps)
+
+
+def few_shot_tuned(trained: Trained, there: Cells, seed: int, steps: int) -> dict[str, float]:
+    """LangCell's few-shot tuning on another study, one draw for each seed, and the baselines on the same draw."""
+    metrics: dict[str, float] = {}
+    train, test = typed(there, "train"), typed(there, "test")
+    log = log_expression(train.cells), log_expression(test.cells)
+    texts = described(there)
+    for count in (1, 5):
+        rows = drawn(train.labels, count, seed)
+        model, head = copy.deepcopy((trained.model, trained.head))
+        assert head is not None
+        cells, labels = [train.cells[row] for row in rows], train.labels[rows]
+        tune(model, head, cells, labels.tolist(), texts, epochs=10 if steps < 0 else 1, seed=seed)
+        found = zero_shot(model, head, test.cells, texts)
+        prefix = f"cross/{count}_shot_tuned"
+        metrics |= scores(test.labels, found.mixed(0.5).argmax(1).numpy(), prefix)
+        metrics |= scores(test.labels, found.cosines.argmax(1).numpy(), prefix, "_similarity_alone")
+        for suffix, (inside, outside) in (("_log_expression", log), ("_ranks", (ranks(log[0]), ranks(log[1])))):
+            metrics |= scores(test.labels, logistic_regression(inside[rows], labels, outside), prefix, suffix)
+    return metrics
 
 
 def ablation_run(variant: Variant, seed: int, steps: int) -> dict[str, float]:
@@ -298,14 +355,19 @@ def plan(options: argparse.Namespace) -> dict[str, Any]:
         runs["main"] = main_run
     if "unseen" in options.parts:
         for name, types in UNSEEN.items():
-            runs[f"unseen: {name}"] = lambda seed, steps, types=types: unseen_run(types, seed, steps)
+            hidden = {"exclude": list(types)}
+            variants = {
+                name: Variant(hidden, second=False),
+                f"{name}, sentences alone": Variant(hidden, labelled=False, second=False),
+            }
+            for title, variant in variants.items():
+                runs[f"unseen: {title}"] = lambda seed, steps, variant=variant: unseen_run(variant, seed, steps)
     if "cross" in options.parts and options.other:
         genes = shared_genes(None, options.other, options.output.parent)
         runs["cross: to the other"] = lambda seed, steps: cross_run(None, options.other, genes, seed, steps)
         runs["cross: from the other"] = lambda seed, steps: cross_run(options.other, None, genes, seed, steps)
     if "ablation" in options.parts:
         variants = {
-            "all four losses": Variant(),
             "without masked genes": Variant(weights={"masked_genes": 0.0}),
             "without cell-cell": Variant(weights={"cell_cell": 0.0}),
             "without cell-text": Variant(weights={"cell_text": 0.0}),
