@@ -88,7 +88,7 @@ def infill(
                 "words": question.to(device),
                 "mask": torch.ones_like(question[..., 0], dtype=torch.bool).to(device),
             }
-            logits = encoder.output(encoder(inputs).values[0]).float().cpu()
+            logits = encoder.field_logits(encoder(inputs).values[0]).float().cpu()
             sure = torch.zeros(len(words))
             for place, scores in enumerate(logits.split(encoder.sizes, 1)):
                 if place in places:
