@@ -25,7 +25,6 @@ import torch
 import yaml
 from baseline import FieldGuesses, fitted_predictions, note_features, piece_features
 from evaluation import classification_scores, recoverability, recovery, tagging_labels
-from torch.utils.data import Subset
 
 from mmpt.config import from_config
 from mmpt.data import MultimodalData
@@ -70,7 +69,7 @@ class FewLabels(Source):
         for style in dict.fromkeys(styles):
             own = np.unique(number[[s == style for s in styles]])
             kept.update(np.random.default_rng(self.seed).permutation(own)[: self.count].tolist())
-        return Subset(examples, [i for i, n in enumerate(number.tolist()) if n in kept])
+        return [examples[i] for i, n in enumerate(number.tolist()) if n in kept]
 
     def label_names(self, label: str) -> Sequence[str]:
         """See `Source`."""
@@ -82,7 +81,7 @@ def data_of(source: Source, batch_size: int, seed: int) -> MultimodalData:
     return MultimodalData({"midi": source}, batch_size=batch_size, eval_batch_size=128, seed=seed)
 
 
-def fitted(module: L.LightningModule, data: MultimodalData, steps: int, seed: int) -> L.Trainer:
+def fitted(module: Pretraining | FineTuning, data: MultimodalData, steps: int, seed: int) -> L.Trainer:
     """Train for some steps, without logs."""
     torch.manual_seed(seed)
     batches = len(data.attach(module.model.processors).loader("train", training=True))
@@ -116,7 +115,7 @@ def intrinsic(source: Music, masked: Pretraining, adversarial: Pretraining, data
     record = recovery(encoder, data, guesses, 10)
     other = recovery(adversarial.model.modality("midi").encoder, data, guesses, 10)
     record |= {f"{key}_adversarial": value for key, value in other.items() if not key.endswith(("_frequent", "_after"))}
-    return record | recoverability(adversarial.heads["adversarial"], adversarial.model, data, 20)  # type: ignore[arg-type]
+    return record | recoverability(adversarial.heads["adversarial"], adversarial.model, data, 20)
 
 
 def tuned(folder: Path, source: Source, task: str, steps: int, seed: int, scratch: bool) -> dict[str, float]:
