@@ -127,12 +127,7 @@ class Music(Source):
             raise ConfigError(
                 f"length is {length}; joined pieces need at least 2 words, a note and the end of its piece"
             )
-        self.signature: tuple[int, int] | None = None
-        if time_signature is not None:
-            found = re.fullmatch(r"([1-9]\d*)/(1|2|4|8|16|32|64)", time_signature)
-            if found is None:
-                raise ConfigError(f"time_signature is {time_signature!r}; expected something like 4/4")
-            self.signature = int(found[1]), int(found[2])
+        self.signature = None if time_signature is None else parsed_signature(time_signature)
         if classes not in (None, FOLDER) and re.compile(classes).groups != 1:
             raise ConfigError(f"classes is {classes!r}; expected 'folder', or a regular expression with one group")
         self.path, self.corpus, self.root, self.classes = path, corpus or Corpus(), root, classes
@@ -300,6 +295,18 @@ class _Files:
             return self.archive.read(name)
         except (OSError, KeyError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
             raise SampleError(name, f"can't be read ({error})", expected) from error
+
+
+def parsed_signature(text: str) -> tuple[int, int]:
+    """Numerator and denominator of a time signature such as `4/4`.
+
+    Raises:
+        ConfigError: no time signature.
+    """
+    found = re.fullmatch(r"([1-9]\d*)/(1|2|4|8|16|32|64)", text)
+    if found is None:
+        raise ConfigError(f"time_signature is {text!r}; expected something like 4/4")
+    return int(found[1]), int(found[2])
 
 
 def _split_folders(names: Sequence[str]) -> bool:

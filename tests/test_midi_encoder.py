@@ -1,5 +1,7 @@
 """The encoder of symbolic music: processing, hiding, losses, labels, published sizes, infilling."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -237,11 +239,34 @@ class TestInfilling:
         model = encoder()
         words = Octuple().encode(piece(30)).words
         hidden = np.arange(30) % 5 == 0
-        written = infill(model, words, hidden, rounds=3)
+        written = infill(model, words, hidden)
         assert np.array_equal(written[~hidden], words[~hidden])
         assert np.array_equal(written[hidden][:, [0, 2, 6, 7]], words[hidden][:, [0, 2, 6, 7]])
         assert (written < Octuple().pad).all()
         assert (written[hidden] != words[hidden]).any()
+
+    @pytest.mark.parametrize("tokenizer", [Octuple(), CompoundWords()], ids=["octuple", "cp"])
+    def test_notes_stay_in_order_and_within_their_bar(self, tokenizer):
+        model = encoder(tokenizer)
+        words = tokenizer.encode(piece(60).with_signature(3, 4)).words
+        hidden = np.arange(60) % 5 < 3
+        written = infill(model, words, hidden, temperature=2.0)
+        place = [tokenizer.field("position"), tokenizer.field("pitch")]
+        bars = bar_of(words, model)
+        assert np.array_equal(bar_of(written, model), bars)
+        steps = list(zip(bars.tolist(), written[:, place[0]].tolist(), strict=True))
+        assert all(a <= b for a, b in pairwise(steps))
+        assert written[:, place[0]].max() < (48 if tokenizer.ends else 16)
+
+    def test_other_seeds_write_other_notes_and_the_same_one_the_same(self):
+        model = encoder()
+        words = Octuple().encode(piece(30)).words
+        hidden = np.arange(30) % 3 == 0
+        first, again, other = (infill(model, words, hidden, seed=seed) for seed in (0, 0, 1))
+        assert np.array_equal(first, again)
+        assert not np.array_equal(first, other)
+        with pytest.raises(ConfigError, match="above 0"):
+            infill(model, words, hidden, temperature=0.0)
 
     def test_what_was_hidden_does_not_matter(self):
         model = encoder()
