@@ -28,8 +28,8 @@ from mmpt.transformer import Transformer
 VELOCITY = "velocity"
 """The note label that every piece has: MidiBERT's six velocity classes."""
 
-GIVEN_AWAY = {VELOCITY: (VELOCITY,), PART: ("instrument",)}
-"""Note label -> fields that would give it away."""
+GIVEN_AWAY: dict[str, dict[str, int | None]] = {VELOCITY: {VELOCITY: None}, PART: {"instrument": 0}}
+"""Note label -> fields that would give it away, and the value that all notes have there instead; None is MASK."""
 
 
 class MidiProcessor(Processor):
@@ -335,22 +335,21 @@ class MidiEncoder(Encoder):
     def unit_labels(self, inputs: Inputs, label: str) -> tuple[Inputs, Tensor]:
         """Labels of the notes: `velocity`, `part` where the source names parts, and any other that the notes carry.
 
-        For `velocity` the Velocity field is hidden, which would fix the label; for `part` the Instrument field.
+        For `velocity` the Velocity field is hidden, which would fix the label; for `part` all notes get the same
+        instrument, the piano. (MASK in one field of a word never comes up in pretraining, and a pretrained model takes
+        such notes for hidden ones; a plain value is the better choice where there is a neutral one.)
         """
         key = f"label/{label}"
         if key not in inputs:
             known = ", ".join(name.removeprefix("label/") for name in inputs if name.startswith("label/"))
             raise ConfigError(f"these notes have no label {label!r}; they have {known}")
-        return {**inputs, "words": self.without(inputs, GIVEN_AWAY.get(label, ()))}, inputs[key]
-
-    def without(self, inputs: Inputs, fields: Sequence[str]) -> Tensor:
-        """The words with MASK in some fields of every note; names that the encoding lacks are passed over."""
         words, units = inputs["words"].clone(), self.units(inputs)
-        for name in fields:
+        for name, neutral in GIVEN_AWAY.get(label, {}).items():
             place = self.tokenizer.field(name)
             if place is not None:
-                words[..., place] = torch.where(units, self.values[place] + 1, words[..., place])
-        return words
+                value = self.values[place] + 1 if neutral is None else neutral
+                words[..., place] = torch.where(units, value, words[..., place])
+        return {**inputs, "words": words}, inputs[key]
 
 
 def _circles(values: int, size: int, width: int) -> Tensor:

@@ -133,10 +133,12 @@ class _Draft:
         self.bars, self.hidden, self.generator = bar_of(words, encoder), hidden, generator
 
     def question(self, asked: Tensor) -> Tensor:
-        """The words with MASK in the open fields of those that are asked for."""
+        """The words with MASK in place of those that are asked for.
+
+        Fields that are kept are hidden too: words with MASK in some fields only never came up in pretraining.
+        """
         words = self.words.clone()
-        for place in self.open:
-            words[asked, place] = self.values[place] + 1
+        words[asked] = torch.tensor(self.values) + 1
         return words
 
     def write(self, row: int, logits: Sequence[Tensor], asked: set[int], first: bool) -> None:

@@ -1,5 +1,6 @@
 """The encoder of symbolic music: processing, hiding, losses, labels, published sizes, infilling."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -51,8 +52,6 @@ class TestProcessor:
 
     def test_labels_follow_the_order_of_the_words(self):
         notes = piece(30)
-        from dataclasses import replace
-
         labelled = replace(notes, labels={"high": (notes.pitch > 65).astype(np.int64)})
         for tokenizer, place, low in ((Octuple(), 3, 0), (CompoundWords(), 2, 22)):
             inputs = MidiProcessor(tokenizer)([labelled])
@@ -209,6 +208,16 @@ class TestNoteLabels:
         assert seen[0]["words"][0, 3, 5] == 35
         assert labels[0].tolist() == [[5, 5, 5, IGNORED]]
         assert labels[1].tolist() == [[0, 0, 0, IGNORED]]
+
+    def test_the_instrument_cannot_give_the_part_away(self):
+        model = encoder()
+        rows = [(0, 1, 60, 64, 0), (0, 1, 72, 64, 40), (1, 2, 60, 64, 24)]
+        notes = replace(from_array(rows), labels={"part": np.array([0, 1, 1])})
+        seen, labels = model.unit_labels(model.processor([notes]), "part")
+        assert seen["words"][0, :3, 2].tolist() == [0, 0, 0]
+        assert seen["words"][0, 3].tolist() == Octuple().end.tolist()
+        assert sorted(labels[0].tolist()) == [IGNORED, 0, 1, 1]
+        assert encoder(CompoundWords()).unit_labels(MidiProcessor(CompoundWords())([notes]), "part")[1].shape == (1, 3)
 
     def test_inputs_are_not_changed_in_place(self):
         model = encoder()
