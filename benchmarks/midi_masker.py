@@ -16,6 +16,9 @@ import lightning as L
 import torch
 import yaml
 
+EPOCH = 50
+"""Batches that count as an epoch: after the first one, notes are frozen."""
+
 RECIPE = Path(__file__).parent.parent / "recipes" / "midi"
 sys.path.insert(0, str(RECIPE))
 
@@ -36,6 +39,7 @@ def measured(released: bool, seed: int, steps: int, path: str | None) -> dict[st
     trainer = L.Trainer(
         max_steps=steps, accelerator="cpu", precision=precision(), gradient_clip_val=1.0, logger=False,
         enable_checkpointing=False, enable_model_summary=False, limit_val_batches=0, num_sanity_val_steps=0,
+        limit_train_batches=EPOCH,
     )  # fmt: skip
     trainer.fit(module, datamodule=data)
     return recoverability(module.heads["adversarial"], module.model, data, 40)

@@ -14,10 +14,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from mmpt.datasets.midi_corpus import Corpus
-from mmpt.encoders.midi_notes import PART, Notes, read_notes
+from mmpt.encoders.midi_notes import PART, JoinedNotes, Notes, read_notes
 from mmpt.encoders.midi_tokens import VELOCITY_CLASSES
 from mmpt.errors import ConfigError, DataError, SampleError
-from mmpt.files import TABLE_SUFFIXES, contained, read_table
+from mmpt.files import TABLE_SUFFIXES, contained, hash_fraction, read_table
 from mmpt.source import Examples, Sample, Source, Split
 from mmpt.splits import hash_split
 
@@ -85,6 +85,9 @@ class Music(Source):
             out), or None. A table's `class` column goes first.
         parts: names of tracks. Each note gets the label `part` by the name of its track.
         length: notes of an excerpt. Give the encoder's `max_length`, less 1 for encodings that mark the end of a piece.
+        joined: lay the pieces of a split end to end, in an order by a hash of their names, and cut them every `length`
+            words, the ones that end pieces included, as both papers do for pretraining; give the encoder's
+            `max_length`. Such samples have no class, and bars are counted anew behind a cut.
         shortest: a last excerpt with fewer notes is left out, unless it is the only one.
         time_signature: `numerator/denominator` of all pieces, for files whose own can't be trusted.
         min_pieces: classes with fewer pieces are left out.
@@ -105,6 +108,7 @@ class Music(Source):
         classes: str | None = FOLDER,
         parts: Sequence[str] = (),
         length: int = 63,
+        joined: bool = False,
         shortest: int = 16,
         time_signature: str | None = None,
         min_pieces: int = 1,
@@ -119,16 +123,15 @@ class Music(Source):
             )
         if length < 1 or "{}" not in template:
             raise ConfigError(f"length={length} must be at least 1, and template={template!r} must hold {{}}")
-        self.signature: tuple[int, int] | None = None
-        if time_signature is not None:
-            found = re.fullmatch(r"([1-9]\d*)/(1|2|4|8|16|32|64)", time_signature)
-            if found is None:
-                raise ConfigError(f"time_signature is {time_signature!r}; expected something like 4/4")
-            self.signature = int(found[1]), int(found[2])
+        if joined and length < 2:
+            raise ConfigError(
+                f"length is {length}; joined pieces need at least 2 words, a note and the end of its piece"
+            )
+        self.signature = None if time_signature is None else parsed_signature(time_signature)
         if classes not in (None, FOLDER) and re.compile(classes).groups != 1:
             raise ConfigError(f"classes is {classes!r}; expected 'folder', or a regular expression with one group")
         self.path, self.corpus, self.root, self.classes = path, corpus or Corpus(), root, classes
-        self.parts, self.length, self.shortest = list(parts), length, shortest
+        self.parts, self.length, self.joined, self.shortest = list(parts), length, joined, shortest
         self.min_pieces = min_pieces
         self.validation_fraction, self.test_fraction, self.seed = validation_fraction, test_fraction, seed
         self.template = template
@@ -141,7 +144,8 @@ class Music(Source):
             DataError: nothing readable at `path`.
         """
         collection = self._collection()
-        return Excerpts(collection, [n for n, split in enumerate(collection.splits) if split == name], self)
+        kind = JoinedExcerpts if self.joined else Excerpts
+        return kind(collection, [n for n, split in enumerate(collection.splits) if split == name], self)
 
     def lengths(self, name: Split) -> Sequence[int]:
         """Notes of each excerpt."""
@@ -299,6 +303,18 @@ class _Files:
             raise SampleError(name, f"can't be read ({error})", expected) from error
 
 
+def parsed_signature(text: str) -> tuple[int, int]:
+    """Numerator and denominator of a time signature such as `4/4`.
+
+    Raises:
+        ConfigError: no time signature.
+    """
+    found = re.fullmatch(r"([1-9]\d*)/(1|2|4|8|16|32|64)", text)
+    if found is None:
+        raise ConfigError(f"time_signature is {text!r}; expected something like 4/4")
+    return int(found[1]), int(found[2])
+
+
 def _split_folders(names: Sequence[str]) -> bool:
     first = {name.split("/")[0].lower() for name in names}
     return "train" in first and first <= SPLITS.keys()
@@ -386,3 +402,60 @@ class Excerpts:
         excerpt = piece.notes.excerpt(first, last)
         name = f"{piece.name} [{first}:{last}]"
         return Sample({"midi": excerpt, "text": self.collection.texts[number]}, name, labels)
+
+
+class JoinedExcerpts:
+    """Pieces end to end, cut into sequences of equal length, as samples.
+
+    Args:
+        collection: all pieces.
+        chosen: numbers of the pieces.
+        source: says how long a sequence is.
+    """
+
+    def __init__(self, collection: _Collection, chosen: Sequence[int], source: Music) -> None:
+        self.collection = collection
+        self.unreadable = [number for number in chosen if collection.pieces[number].notes is None]
+        self.sequences: list[list[tuple[int, int, int]]] = []
+        room = 0
+        for number in sorted(chosen, key=lambda number: hash_fraction(collection.pieces[number].name)):
+            notes = collection.pieces[number].notes
+            first, total = 0, 0 if notes is None else len(notes)
+            while first < total:
+                if not room:
+                    self.sequences.append([])
+                    room = source.length
+                last = min(first + room, total)
+                self.sequences[-1].append((number, first, last))
+                room -= last - first + (last == total)
+                if room < 0:  # no place for the word that ends the piece: its last note opens the next sequence
+                    self.sequences[-1].pop()
+                    if last - 1 > first:
+                        self.sequences[-1].append((number, first, last - 1))
+                    last, room = last - 1, 0
+                first = last
+
+    def __len__(self) -> int:
+        return len(self.sequences) + len(self.unreadable)
+
+    def __getitem__(self, index: int) -> Sample:
+        """The sequence at `index`; behind them the pieces that could not be read.
+
+        Raises:
+            SampleError: its piece could not be read.
+        """
+        if index >= len(self.sequences):
+            error = self.collection.pieces[self.unreadable[index - len(self.sequences)]].error
+            assert error is not None
+            raise error
+        parts, ended, names = [], [], []
+        for number, first, last in self.sequences[index]:
+            piece = self.collection.pieces[number]
+            assert piece.notes is not None
+            parts.append(piece.notes.excerpt(first, last))
+            ended.append(last == len(piece.notes))
+            names.append(f"{piece.name} [{first}:{last}]")
+        number = self.sequences[index][0][0]
+        labels = {"piece": number, "group": self.collection.groups[number]}
+        joined = JoinedNotes(tuple(parts), tuple(ended))
+        return Sample({"midi": joined, "text": self.collection.texts[number]}, " + ".join(names), labels)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mmpt.encoder import IGNORED, MASK, RANDOM, Corruption, Encoder, Inputs, Part, Processor, UnitLosses
-from mmpt.encoders.midi_notes import DRUMS, PART, Notes, read_notes
+from mmpt.encoders.midi_notes import DRUMS, PART, JoinedNotes, Notes, read_notes
 from mmpt.encoders.midi_tokens import MidiTokenizer, Octuple, transposition_range, velocity_class
 from mmpt.errors import ConfigError, SampleError
 from mmpt.text import TruncationWarning
@@ -28,16 +28,16 @@ from mmpt.transformer import Transformer
 VELOCITY = "velocity"
 """The note label that every piece has: MidiBERT's six velocity classes."""
 
-GIVEN_AWAY = {VELOCITY: (VELOCITY,), PART: ("instrument",)}
-"""Note label -> fields that would give it away."""
+GIVEN_AWAY: dict[str, dict[str, int | None]] = {VELOCITY: {VELOCITY: None}, PART: {"instrument": 0}}
+"""Note label -> fields that would give it away, and the value that all notes have there instead; None is MASK."""
 
 
 class MidiProcessor(Processor):
     """Pieces -> compound words, padded to the longest piece of the batch.
 
-    A sample is a path, the bytes of a MIDI file, a symusic score, `Notes` or a plain array; see
-    `mmpt.encoders.midi_notes.read_notes`. Longer pieces lose their end (with a warning); sources cut pieces into
-    excerpts.
+    A sample is a path, the bytes of a MIDI file, a symusic score, `Notes` or a plain array (see
+    `mmpt.encoders.midi_notes.read_notes`), or `JoinedNotes`. Longer pieces lose their end (with a warning); sources cut
+    pieces into excerpts.
 
     | key            | shape                        | meaning                                                      |
     |----------------|------------------------------|--------------------------------------------------------------|
@@ -50,14 +50,23 @@ class MidiProcessor(Processor):
         tokenizer: the encoding.
         max_length: most words of a piece, the one that ends it included.
         transpose: in training, shift each piece by a random interval below an octave; drums stay.
+        released_labels: label -> number of its classes, for labels that are to be numbered as in the released codes,
+            with a class for padding (see `released_label_ids`); for comparison with data made by those.
     """
 
-    def __init__(self, tokenizer: MidiTokenizer | None = None, max_length: int = 512, transpose: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: MidiTokenizer | None = None,
+        max_length: int = 512,
+        transpose: bool = False,
+        released_labels: Mapping[str, int] | None = None,
+    ) -> None:
         if max_length < 2:
             raise ConfigError(f"max_length is {max_length}; a piece needs at least 2 words")
         self.tokenizer = tokenizer or Octuple()
         self.max_length = max_length
         self.transpose = transpose
+        self.released_labels = dict(released_labels or {})
 
     def __call__(self, samples: Sequence[Any], *, training: bool = False) -> Inputs:
         """Encode a batch of pieces.
@@ -69,22 +78,40 @@ class MidiProcessor(Processor):
         labels: list[dict[str, Tensor]] = []
         for index, sample in enumerate(samples):
             try:
-                notes = read_notes(sample)
-                if training and self.transpose:
-                    notes = _transposed(notes)
-                row, row_labels = self._encode(notes)
+                row, row_labels = self._sequence(sample, training and self.transpose)
             except SampleError as error:
                 raise SampleError(error.sample, error.problem, error.expected, index) from error
             words.append(row)
             labels.append(row_labels)
         return self._padded(words, labels)
 
-    def _encode(self, notes: Notes) -> tuple[Tensor, dict[str, Tensor]]:
+    def _sequence(self, sample: Any, transpose: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        if not isinstance(sample, JoinedNotes):
+            notes = read_notes(sample)
+            return self._encode(_transposed(notes) if transpose else notes, True)
+        made: list[tuple[Tensor, dict[str, Tensor]]] = []
+        for notes, ended in zip(sample.parts, sample.ended, strict=True):
+            try:
+                made.append(self._encode(_transposed(notes) if transpose else notes, ended))
+            except SampleError:  # a part of drums alone, in an encoding without drums
+                if not made and notes is sample.parts[-1]:
+                    raise
+        names = set().union(*(labels for _, labels in made))
+        joined: dict[str, list[Tensor]] = {name: [] for name in names}
+        for words, labels in made:
+            for name in names:
+                own = labels.get(name, torch.empty(0, dtype=torch.long))
+                joined[name].append(functional.pad(own, (0, len(words) - len(own)), value=IGNORED))
+        words = torch.cat([words for words, _ in made])
+        return words[: self.max_length], {name: torch.cat(parts)[: self.max_length] for name, parts in joined.items()}
+
+    def _encode(self, notes: Notes, ended: bool) -> tuple[Tensor, dict[str, Tensor]]:
         encoded = self.tokenizer.encode(notes)
         table, order = encoded.words, encoded.notes
         if not len(table):
             raise SampleError("piece", f"none of its {len(notes)} notes is in the vocabulary", "a note that is")
-        room = self.max_length - self.tokenizer.ends
+        ends = self.tokenizer.ends and ended
+        room = self.max_length - ends
         if len(table) > room:
             # The same message every time: Python's warning filter shows it once.
             warnings.warn(
@@ -96,7 +123,7 @@ class MidiProcessor(Processor):
         labels = {VELOCITY: velocity_class(notes.velocity[order])}
         for name, values in notes.labels.items():
             labels[name] = np.where(values[order] < 0, IGNORED, values[order])
-        if self.tokenizer.ends:
+        if ends:
             table = np.concatenate([table, self.tokenizer.end[None]])
         return torch.from_numpy(table), {name: torch.from_numpy(values) for name, values in labels.items()}
 
@@ -112,7 +139,26 @@ class MidiProcessor(Processor):
             mask[number, : len(row)] = True
             for name, values in row_labels.items():
                 tagged[name][number, : len(values)] = values
+        for name, classes in self.released_labels.items():
+            if name not in tagged:
+                raise ConfigError(f"released_labels names {name!r}; these notes have {', '.join(names)}")
+            tagged[name] = released_label_ids(tagged[name], classes, self.tokenizer)
         return {"words": table, "mask": mask, **{f"label/{name}": values for name, values in tagged.items()}}
+
+
+def released_label_ids(labels: Tensor, classes: int, tokenizer: MidiTokenizer) -> Tensor:
+    """Labels of notes as the released codes number them, with a class for what has no label.
+
+    MidiBERT (compound words): 0 for padding, then the classes from 1. Adversarial-MidiBERT (Octuple): the classes from
+    0, then one for padding.
+
+    Args:
+        labels: long, `IGNORED` where there is none.
+        classes: number of classes.
+        tokenizer: says which layout.
+    """
+    ignored = labels == IGNORED
+    return labels.masked_fill(ignored, classes) if tokenizer.ends else (labels + 1).masked_fill(ignored, 0)
 
 
 def _transposed(notes: Notes) -> Notes:
@@ -143,8 +189,11 @@ class MidiEncoder(Encoder):
         dropout: of the input, every part's output and the attention probabilities.
         loss_weights: how the fields share the loss: by the size of their vocabularies (MidiBERT) or equally.
         initialization: "bert" draws matrices with standard deviation 0.02, which suits its width of 768; "fan_in" with
-            one over the root of their inputs and clearly different distances, with which narrow models learn to look at
+            one over the root of their inputs, clearly different distances, and values of a field as points on circles
+            of several periods, so that neighbouring values are alike. With it narrow models learn to look at
             neighbouring notes within a few hundred steps.
+        tied: predict a field by the similarity to the embeddings of its values, as BERT does with words (MidiBERT has
+            separate matrices). Narrow models learn pitch several times faster so.
         transpose: see `MidiProcessor`.
         packing: see `mmpt.transformer.Transformer`.
     """
@@ -162,6 +211,7 @@ class MidiEncoder(Encoder):
         dropout: float = 0.1,
         loss_weights: Literal["vocabulary", "equal"] = "vocabulary",
         initialization: Literal["bert", "fan_in"] = "bert",
+        tied: bool = False,
         transpose: bool = False,
         packing: bool = False,
     ) -> None:
@@ -194,12 +244,16 @@ class MidiEncoder(Encoder):
             norm_eps=1e-12 if norm == "post" else 1e-5,
             packing=packing,
         )
-        self.output = nn.Linear(width, sum(self.sizes))
+        # Tied, the output layer gives for each field a vector that is compared with the embeddings of its values.
+        self.tied = tied
+        self.output = nn.Linear(width, len(self.sizes) * field_width if tied else sum(self.sizes), bias=not tied)
+        self.output_bias = nn.Parameter(torch.zeros(sum(self.sizes))) if tied else None
         nn.init.normal_(self.embedding.weight, std=0.02)
         nn.init.normal_(self.input.weight, std=0.02)
         nn.init.normal_(self.output.weight, std=0.02)
         nn.init.zeros_(self.input.bias)
-        nn.init.zeros_(self.output.bias)
+        if not tied:
+            nn.init.zeros_(self.output.bias)
         if initialization == "fan_in":
             self._initialize_by_inputs()
         shares = [size if loss_weights == "vocabulary" else 1 for size in self.sizes]
@@ -212,6 +266,11 @@ class MidiEncoder(Encoder):
             elif weight.ndim == 2:
                 writes = name.endswith(("attention.output.weight", "contract.weight"))  # into the residual stream
                 nn.init.normal_(weight, std=(0.5 if writes else 1.0) * weight.shape[1] ** -0.5)
+        if self.tied:
+            nn.init.normal_(self.output.weight, std=self.width**-0.5)
+        rows = [_circles(field.values, field.size, self.embedding.embedding_dim) for field in self.tokenizer.fields]
+        with torch.no_grad():
+            self.embedding.weight.copy_(torch.cat(rows) * self.embedding.embedding_dim**-0.5)
 
     def forward(self, inputs: Inputs, corruption: Corruption | None = None) -> Tokens:
         """Encode notes.
@@ -239,7 +298,16 @@ class MidiEncoder(Encoder):
 
     def reconstruct(self, tokens: Tokens, corruption: Corruption) -> Tensor:
         """Logits of all fields side by side, at the predicted notes only: (predicted, sum of the field sizes)."""
-        return self.output(tokens.values[corruption.predicted])
+        return self.field_logits(tokens.values[corruption.predicted])
+
+    def field_logits(self, values: Tensor) -> Tensor:
+        """Logits of all fields side by side: (n, width) -> (n, sum of the field sizes)."""
+        found = self.output(values)
+        if self.output_bias is None:
+            return found
+        queries = found.unflatten(-1, (len(self.sizes), -1)).unbind(1)
+        tables = self.embedding.weight.split(self.sizes)
+        return torch.cat([q @ table.T for q, table in zip(queries, tables, strict=True)], 1) + self.output_bias
 
     def reconstruction_loss(self, predictions: Tensor, inputs: Inputs, corruption: Corruption) -> Part:
         """Weighted sum over the fields of the mean cross-entropy; loss and accuracy of each field beside it."""
@@ -267,22 +335,33 @@ class MidiEncoder(Encoder):
     def unit_labels(self, inputs: Inputs, label: str) -> tuple[Inputs, Tensor]:
         """Labels of the notes: `velocity`, `part` where the source names parts, and any other that the notes carry.
 
-        For `velocity` the Velocity field is hidden, which would fix the label; for `part` the Instrument field.
+        For `velocity` the Velocity field is hidden, which would fix the label; for `part` all notes get the same
+        instrument, the piano. (MASK in one field of a word never comes up in pretraining, and a pretrained model takes
+        such notes for hidden ones; a plain value is the better choice where there is a neutral one.)
         """
         key = f"label/{label}"
         if key not in inputs:
             known = ", ".join(name.removeprefix("label/") for name in inputs if name.startswith("label/"))
             raise ConfigError(f"these notes have no label {label!r}; they have {known}")
-        return {**inputs, "words": self.without(inputs, GIVEN_AWAY.get(label, ()))}, inputs[key]
-
-    def without(self, inputs: Inputs, fields: Sequence[str]) -> Tensor:
-        """The words with MASK in some fields of every note; names that the encoding lacks are passed over."""
         words, units = inputs["words"].clone(), self.units(inputs)
-        for name in fields:
+        for name, neutral in GIVEN_AWAY.get(label, {}).items():
             place = self.tokenizer.field(name)
             if place is not None:
-                words[..., place] = torch.where(units, self.values[place] + 1, words[..., place])
-        return words
+                value = self.values[place] + 1 if neutral is None else neutral
+                words[..., place] = torch.where(units, value, words[..., place])
+        return {**inputs, "words": words}, inputs[key]
+
+
+def _circles(values: int, size: int, width: int) -> Tensor:
+    """Vectors of variance 1 for the values of a field: (size, width).
+
+    Ordinary values lie on circles whose periods go from 2.5 to twice their number; special values are random.
+    """
+    periods = torch.logspace(math.log10(2.5), math.log10(2 * max(values, 4)), width // 2)
+    angles = 2 * math.pi * torch.arange(values).unsqueeze(1) / periods
+    rows = torch.randn(size, width)
+    rows[:values, : 2 * (width // 2)] = torch.cat([angles.sin(), angles.cos()], 1) * math.sqrt(2)
+    return rows
 
 
 def weighted_loss(losses: Tensor, shares: Sequence[float]) -> Tensor:

@@ -119,6 +119,19 @@ class Notes:
         self.score().dump_midi(str(path))
 
 
+@dataclass(frozen=True, eq=False)
+class JoinedNotes:
+    """Pieces, or parts of them, laid end to end as one sequence.
+
+    Attributes:
+        parts: in order; time begins anew in each.
+        ended: whether each part reaches the end of its piece.
+    """
+
+    parts: tuple[Notes, ...]
+    ended: tuple[bool, ...]
+
+
 def _from(events: NDArray[Any], origin: int) -> NDArray[Any]:
     """Events (tick, ...) as they stand from `origin` on, which becomes tick 0."""
     place = max(int(np.searchsorted(events[:, 0], origin, side="right")) - 1, 0)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from midi_pieces import piece, write_piece
 
 from mmpt.batches import BatchDataset, Key
@@ -15,6 +16,7 @@ from mmpt.data import MultimodalData
 from mmpt.datasets import midi_corpus
 from mmpt.datasets.midi import Music, content_hash
 from mmpt.datasets.midi_corpus import Corpus, CorpusPiece, from_music21, load_pieces, save_pieces
+from mmpt.encoder import IGNORED
 from mmpt.encoders.midi import MidiProcessor
 from mmpt.errors import ConfigError, DataError, SampleError
 
@@ -67,6 +69,41 @@ def test_lengths_are_the_notes_of_each_excerpt(songs):
 def test_short_last_excerpts_are_left_out_unless_they_are_the_only_one(songs):
     assert len(Music(str(songs), length=12, shortest=7).split("train")) == 2 * len(names(Music(str(songs)), "train"))
     assert len(Music(str(songs), length=100, shortest=50).split("train")) == len(names(Music(str(songs)), "train"))
+
+
+def test_joined_pieces_fill_sequences_with_each_note_once_and_an_end_for_each_piece(songs):
+    source = Music(str(songs), length=50, joined=True)
+    examples = source.split("train")
+    whole = source._collection()
+    inside = [number for number, split in enumerate(whole.splits) if split == "train"]
+    inputs = MidiProcessor(max_length=50)([examples[i].modalities["midi"] for i in range(len(examples))])
+    octuple = MidiProcessor().tokenizer
+    ends = (inputs["words"] == torch.from_numpy(octuple.end)).all(-1)
+    notes = inputs["mask"] & ~ends
+    assert int(ends.sum()) == len(inside)
+    assert int(notes.sum()) == sum(len(whole.pieces[number].notes) for number in inside)
+    assert (inputs["mask"].sum(1)[:-1] >= 49).all()  # a piece's last note and its end are never torn apart
+    assert torch.equal(inputs["label/velocity"] == IGNORED, ~notes)
+    found = sorted(inputs["words"][..., 3][notes].tolist())
+    assert found == sorted(np.concatenate([whole.pieces[number].notes.pitch for number in inside]).tolist())
+    assert "class" not in examples[0].labels
+
+
+@pytest.mark.parametrize("length", [2, 3, 30, 31, 32])
+def test_joining_ends_whatever_the_length(songs, length):
+    examples = Music(str(songs), length=length, joined=True).split("test")
+    inputs = MidiProcessor(max_length=length)([examples[i].modalities["midi"] for i in range(len(examples))])
+    assert inputs["words"].shape[1] == length
+
+
+def test_joined_pieces_list_those_that_cannot_be_read(songs):
+    (songs / "jigs" / "broken.mid").write_bytes(b"")
+    source = Music(str(songs), joined=True, validation_fraction=0.0, test_fraction=0.0)
+    examples = source.split("train")
+    with pytest.raises(SampleError, match=r"broken\.mid"):
+        examples[len(examples) - 1]
+    with pytest.raises(ConfigError, match="at least 2"):
+        Music(str(songs), joined=True, length=1)
 
 
 def test_a_zip_file_is_read_like_the_folder_it_holds(songs, tmp_path):

@@ -1,14 +1,17 @@
 """The encoder of symbolic music: processing, hiding, losses, labels, published sizes, infilling."""
 
+from dataclasses import replace
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 from midi_pieces import WORKED, piece, write_piece
 
 from mmpt.encoder import IGNORED, KEEP, MASK, RANDOM, Corruption
-from mmpt.encoders.midi import MidiEncoder, MidiProcessor, weighted_loss
+from mmpt.encoders.midi import MidiEncoder, MidiProcessor, released_label_ids, weighted_loss
 from mmpt.encoders.midi_infilling import bar_of, infill, infill_bar
-from mmpt.encoders.midi_notes import DRUMS, from_array
+from mmpt.encoders.midi_notes import DRUMS, JoinedNotes, from_array
 from mmpt.encoders.midi_tokens import CompoundWords, Octuple
 from mmpt.errors import ConfigError, DataError, SampleError
 from mmpt.masking import Exact
@@ -49,8 +52,6 @@ class TestProcessor:
 
     def test_labels_follow_the_order_of_the_words(self):
         notes = piece(30)
-        from dataclasses import replace
-
         labelled = replace(notes, labels={"high": (notes.pitch > 65).astype(np.int64)})
         for tokenizer, place, low in ((Octuple(), 3, 0), (CompoundWords(), 2, 22)):
             inputs = MidiProcessor(tokenizer)([labelled])
@@ -84,6 +85,37 @@ class TestProcessor:
         with pytest.raises(SampleError, match="none of its 1 notes") as error:
             MidiProcessor(CompoundWords("drop"))([WORKED, [(0, 1, 3)]])
         assert error.value.index == 1
+
+    def test_joined_pieces_stand_end_to_end_and_only_whole_ones_are_ended(self):
+        octuple = Octuple()
+        joined = JoinedNotes((from_array(WORKED), from_array(WORKED[:2])), (True, False))
+        inputs = MidiProcessor(octuple)([joined])
+        words = octuple.encode(from_array(WORKED)).words.tolist()
+        assert inputs["words"][0].tolist() == [*words, octuple.end.tolist(), *words[:2]]
+        assert inputs["label/velocity"].tolist() == [[3, 4, 5, IGNORED, 3, 4]]
+        assert MidiProcessor(CompoundWords())([joined])["words"].shape == (1, 5, 4)
+
+    def test_parts_without_notes_of_the_encoding_are_passed_over(self):
+        drums, piano = from_array([(0, 1, 38, 90, DRUMS)]), from_array(WORKED)
+        processor = MidiProcessor(CompoundWords())
+        for parts in ((drums, piano), (piano, drums)):
+            assert processor([JoinedNotes(parts, (True, True))])["words"].shape == (1, 3, 4)
+        with pytest.raises(SampleError, match="none of its 1 notes"):
+            processor([JoinedNotes((drums, drums), (True, True))])
+
+    def test_labels_can_be_numbered_as_in_the_released_codes(self):
+        # MidiBERT: velocity bins 1..6 and 0 for padding; Octuple: classes from 0 and the extra one last
+        for tokenizer, expected in (
+            (CompoundWords(), [[4, 5, 6], [4, 0, 0]]),
+            (Octuple(), [[3, 4, 5, 6], [3, 6, 6, 6]]),
+        ):
+            inputs = MidiProcessor(tokenizer, released_labels={"velocity": 6})([WORKED, WORKED[:1]])
+            assert inputs["label/velocity"].tolist() == expected
+        melody = torch.tensor([0, 1, 2, IGNORED])
+        assert released_label_ids(melody, 3, CompoundWords()).tolist() == [1, 2, 3, 0]
+        assert released_label_ids(melody, 3, Octuple()).tolist() == [0, 1, 2, 3]
+        with pytest.raises(ConfigError, match="have velocity"):
+            MidiProcessor(released_labels={"part": 3})([WORKED])
 
 
 class TestEncoder:
@@ -177,6 +209,16 @@ class TestNoteLabels:
         assert labels[0].tolist() == [[5, 5, 5, IGNORED]]
         assert labels[1].tolist() == [[0, 0, 0, IGNORED]]
 
+    def test_the_instrument_cannot_give_the_part_away(self):
+        model = encoder()
+        rows = [(0, 1, 60, 64, 0), (0, 1, 72, 64, 40), (1, 2, 60, 64, 24)]
+        notes = replace(from_array(rows), labels={"part": np.array([0, 1, 1])})
+        seen, labels = model.unit_labels(model.processor([notes]), "part")
+        assert seen["words"][0, :3, 2].tolist() == [0, 0, 0]
+        assert seen["words"][0, 3].tolist() == Octuple().end.tolist()
+        assert sorted(labels[0].tolist()) == [IGNORED, 0, 1, 1]
+        assert encoder(CompoundWords()).unit_labels(MidiProcessor(CompoundWords())([notes]), "part")[1].shape == (1, 3)
+
     def test_inputs_are_not_changed_in_place(self):
         model = encoder()
         inputs = model.processor([WORKED])
@@ -206,11 +248,34 @@ class TestInfilling:
         model = encoder()
         words = Octuple().encode(piece(30)).words
         hidden = np.arange(30) % 5 == 0
-        written = infill(model, words, hidden, rounds=3)
+        written = infill(model, words, hidden)
         assert np.array_equal(written[~hidden], words[~hidden])
         assert np.array_equal(written[hidden][:, [0, 2, 6, 7]], words[hidden][:, [0, 2, 6, 7]])
         assert (written < Octuple().pad).all()
         assert (written[hidden] != words[hidden]).any()
+
+    @pytest.mark.parametrize("tokenizer", [Octuple(), CompoundWords()], ids=["octuple", "cp"])
+    def test_notes_stay_in_order_and_within_their_bar(self, tokenizer):
+        model = encoder(tokenizer)
+        words = tokenizer.encode(piece(60).with_signature(3, 4)).words
+        hidden = np.arange(60) % 5 < 3
+        written = infill(model, words, hidden, temperature=2.0)
+        place = [tokenizer.field("position"), tokenizer.field("pitch")]
+        bars = bar_of(words, model)
+        assert np.array_equal(bar_of(written, model), bars)
+        steps = list(zip(bars.tolist(), written[:, place[0]].tolist(), strict=True))
+        assert all(a <= b for a, b in pairwise(steps))
+        assert written[:, place[0]].max() < (48 if tokenizer.ends else 16)
+
+    def test_other_seeds_write_other_notes_and_the_same_one_the_same(self):
+        model = encoder()
+        words = Octuple().encode(piece(30)).words
+        hidden = np.arange(30) % 3 == 0
+        first, again, other = (infill(model, words, hidden, seed=seed) for seed in (0, 0, 1))
+        assert np.array_equal(first, again)
+        assert not np.array_equal(first, other)
+        with pytest.raises(ConfigError, match="above 0"):
+            infill(model, words, hidden, temperature=0.0)
 
     def test_what_was_hidden_does_not_matter(self):
         model = encoder()
@@ -245,3 +310,39 @@ def test_initialization_by_inputs_makes_distances_differ_from_the_start():
     models = {name: encoder(initialization=name) for name in ("bert", "fan_in")}
     spread = {name: model.transformer.layers[0].attention.distance.std() for name, model in models.items()}
     assert spread["bert"] < 0.03 < 0.4 < spread["fan_in"]
+
+
+def test_tied_fields_are_predicted_by_the_likeness_to_their_values():
+    model = encoder(CompoundWords(), tied=True)
+    with torch.no_grad():
+        model.output_bias.normal_()
+    values = torch.randn(5, 32)
+    logits = model.field_logits(values)
+    begin = 0
+    for place, size in enumerate([4, 18, 88, 66]):
+        query = values @ model.output.weight[8 * place : 8 * place + 8].T
+        expected = query @ model.embedding.weight[begin : begin + size].T + model.output_bias[begin : begin + size]
+        torch.testing.assert_close(logits[:, begin : begin + size], expected, atol=1e-5, rtol=0)
+        begin += size
+
+
+def test_neighbouring_values_of_a_field_are_alike_from_the_start_with_fan_in():
+    table = encoder(CompoundWords(), initialization="fan_in", tied=True, field_width=16).embedding.weight[22:110]
+    pitch = torch.nn.functional.normalize(table[:86], dim=1)
+    near, far = (pitch[:-1] * pitch[1:]).sum(1).mean(), (pitch[:-20] * pitch[20:]).sum(1).mean()
+    assert near > far + 0.2
+    assert float(table[:86].detach().square().sum(1).mean()) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_tied_model_with_narrow_fields_overfits_one_batch():
+    torch.manual_seed(0)
+    model = encoder(CompoundWords(), initialization="fan_in", tied=True, width=48, heads=4, field_width=16, depth=2)
+    inputs = model.processor([piece(40, seed) for seed in range(2)])
+    optimizer = torch.optim.Adam(model.parameters(), 4e-3)
+    corruption = Exact(0.3, 1.0, 0.0)(model.units(inputs), generator=torch.Generator().manual_seed(0))
+    for _ in range(120):
+        part = model.reconstruction_loss(model.reconstruct(model(inputs, corruption), corruption), inputs, corruption)
+        optimizer.zero_grad()
+        part.loss.backward()
+        optimizer.step()
+    assert float(part.logs["accuracy_pitch"]) > 0.9

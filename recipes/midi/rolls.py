@@ -19,6 +19,11 @@ from mmpt.encoders.midi_notes import Notes
 CONTEXT, MARKED = "#6b7a8f", "#d1495b"
 
 
+def new_notes(written: Notes, context: Notes) -> Notes:
+    """The notes of `written` whose start and pitch no note of `context` has; both on the same grid."""
+    return written.take(~np.isin(written.start * 128 + written.pitch, context.start * 128 + context.pitch))
+
+
 def piano_roll(notes: Notes, marked: Notes | None = None, window: tuple[float, float] | None = None) -> Image.Image:
     """Notes as bars over time.
 

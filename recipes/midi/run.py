@@ -21,7 +21,7 @@ import torch
 from baseline import FieldGuesses, fitted_predictions, highest_note, note_features, piece_features
 from evaluation import classification_scores, recoverability, recovery, tagging_labels
 from rich.console import Console
-from rolls import piano_roll
+from rolls import new_notes, piano_roll
 
 from mmpt.data import MultimodalData
 from mmpt.encoders.midi import VELOCITY, MidiEncoder
@@ -214,8 +214,7 @@ def illustrate(model: MultimodalModel, data: MultimodalData, options: RecipeOpti
         folder.mkdir(exist_ok=True)
         for name, part in (("original", original), ("context", context), ("infilled", written)):
             part.write(folder / f"{len(rows)}-{name}.mid")
-        hidden = original.take(~np.isin(_keys(original), _keys(context)))
-        new = written.take(~np.isin(_keys(written), _keys(context)))
+        hidden, new = new_notes(original, context), new_notes(written, context)
         window = (0.0, max(original.quarters, written.quarters))
         rows.append(
             {
@@ -228,10 +227,6 @@ def illustrate(model: MultimodalModel, data: MultimodalData, options: RecipeOpti
         )
     if rows:
         write_examples(options.output, "A hidden bar of test pieces (red), written anew by the pretrained model", rows)
-
-
-def _keys(notes: Any) -> Any:
-    return notes.start * 128 + notes.pitch
 
 
 if __name__ == "__main__":

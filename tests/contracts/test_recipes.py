@@ -144,6 +144,7 @@ def test_midi_recipe_runs_on_own_files_and_leaves_a_report(songs, tmp_path):
     run = tmp_path / "run"
     command = [sys.executable, str(recipes_folder() / "midi" / "run.py"), "--smoke", "--output", str(run)]
     own = ["--data.path", str(songs), "--data.sources.midi.init_args.parts", "[MELODY, PIANO]"]
+    own += ["--data.batch_size", "32"]  # so that two steps come upon every file
     result = subprocess.run([*command, *own], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
     metrics = json.loads((run / "metrics.json").read_text())
