@@ -19,10 +19,19 @@ class RepeatableModule(L.LightningModule):
 
     A subclass calls `seed_step` at the beginning of `training_step`, and the methods of this class in those hooks that
     it has itself.
+
+    Attributes:
+        summary: numbers of the validation that the saved model had; empty where none were kept.
+        evaluation: of the last test, where the module makes one.
     """
+
+    summary: dict[str, float]
+    evaluation: Evaluation | None
 
     def __init__(self) -> None:
         super().__init__()
+        self.summary = {}
+        self.evaluation = None
         self._seed: int | None = None
         self._validated = True  # nothing was trained since the last validation
         self._validation_due = False
