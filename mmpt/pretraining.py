@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.utils.data.distributed import DistributedSampler
 
 from mmpt.batches import Batch, hash_seed
 from mmpt.blocks import compile_blocks, recompute_activations
@@ -25,12 +23,13 @@ from mmpt.heads.contrastive import Temperature
 from mmpt.heads.head import Head
 from mmpt.model import MultimodalModel
 from mmpt.optimization import interpolate, parameter_groups, warmup_cosine
+from mmpt.repeatable import RepeatableModule
 
 FINITE_EVERY = 10
 """Steps between two looks at the losses on a GPU, where each look waits for the device."""
 
 
-class Pretraining(L.LightningModule):
+class Pretraining(RepeatableModule):
     """Trains a model with one or several heads; their weighted losses are summed.
 
     A head whose modalities a batch does not carry rests for that step. Every head's loss and logs are logged as
@@ -118,9 +117,6 @@ class Pretraining(L.LightningModule):
             recompute_activations(self)
         if compile:
             compile_blocks(self)
-        self._seed: int | None = None
-        self._validated = True  # nothing was trained since the last validation
-        self._validation_due = False
         self._sharded = False
 
     def train(self, mode: bool = True) -> Pretraining:
@@ -132,31 +128,10 @@ class Pretraining(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Refuse settings that would train something else than what is asked for."""
-        if self._seed is None:
-            self._seed = torch.initial_seed()
+        super().on_fit_start()
         self._refuse_accumulation()
         if self.cached_chunk is not None:
             refuse_inexact(self.model)
-
-    def on_train_start(self) -> None:
-        """Refuse batches that Lightning has divided between the processes a second time."""
-        sampler = getattr(self.trainer.train_dataloader, "sampler", None)
-        if isinstance(sampler, DistributedSampler):
-            raise ConfigError(
-                f"Lightning put a {type(sampler).__name__} over the batches, which mmpt.MultimodalData has already "
-                "divided between the processes: give the Trainer use_distributed_sampler=False"
-            )
-
-        if self._validation_due:
-            # The run was stopped between the last step of an epoch and its validation, which Lightning would leave out.
-            self._validation_due = False
-            self.trainer.validating = True
-            self.trainer.fit_loop.epoch_loop.val_loop.run()
-            self.trainer.training = True
-
-    def on_validation_epoch_end(self) -> None:
-        """Note that there was a validation."""
-        self._validated = True
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Keep temperatures within their bounds: here, as parameters that are sharded change outside `forward` only."""
@@ -170,21 +145,6 @@ class Pretraining(L.LightningModule):
         for head in self.heads.values():
             assert isinstance(head, Head)
             head.start_epoch(self.current_epoch)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the seed of masks and dropout, and whether the validation of the epoch is still to come."""
-        checkpoint["pretraining_seed"] = self._seed
-        loop = self.trainer.fit_loop
-        last = loop.epoch_loop.batch_progress.is_last_batch
-        checkpoint["validation_due"] = bool(
-            last and not self._validated and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
-        )
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the seed of the run."""
-        self._seed = checkpoint["pretraining_seed"]
-        self._validation_due = checkpoint["validation_due"]
-        mend_progress(checkpoint["loops"]["fit_loop"])
 
     def _refuse_accumulation(self) -> None:
         contrastive = [name for name, head in self.heads.items() if head.contrastive]
@@ -228,9 +188,7 @@ class Pretraining(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """One step."""
-        # Masks and dropout depend on the step and batch alone, not on earlier draws: a resumed run repeats them.
-        torch.manual_seed(hash_seed(self._seed or 0, self.global_step, batch.seed))
-        self._validated = False
+        self.seed_step(batch)
         loss, logs = self(batch)
         if loss is None:
             return None
@@ -300,24 +258,6 @@ class Pretraining(L.LightningModule):
                 )
             self.total_steps = max(1, int(estimate))
         return warmup_cosine(step, self.warmup_steps, self.total_steps)
-
-
-def mend_progress(loop: dict[str, Any]) -> None:
-    """Set right what Lightning counts wrongly in a run that was resumed before, in the state of its fit loop.
-
-    There an epoch that goes on counts as finished, and the validation before it as half done. A second resume would
-    leave out validations and let the last steps of an epoch be the first of the next.
-    """
-    batches, epochs = loop["epoch_loop.batch_progress"], loop["epoch_progress"]
-    within_step = batches["total"]["completed"] < batches["total"]["processed"]
-    within_epoch = batches["current"]["ready"] > 0 and not batches["is_last_batch"]
-    if (within_step or within_epoch) and epochs["total"]["ready"] == epochs["total"]["completed"]:
-        for counts in (epochs["total"], epochs["current"]):
-            counts["ready"] += 1
-            counts["started"] += 1
-    validation = loop["epoch_loop.val_loop.batch_progress"]
-    for counts in (validation["total"], validation["current"]):
-        counts.update(dict.fromkeys(counts, 0))
 
 
 def check_finite(logs: dict[str, Tensor], step: int) -> None:

@@ -18,7 +18,8 @@ from mmpt import __version__
 from mmpt.batches import Batch
 from mmpt.data import MultimodalData
 from mmpt.errors import DataError
-from mmpt.report import append_skipped, write_run_facts
+from mmpt.repeatable import RepeatableModule
+from mmpt.report import append_skipped, write_metrics, write_run_facts
 
 SKIPPED = "skipped.jsonl"
 
@@ -97,6 +98,16 @@ class RunFolder(Callback):
             return
         _save(pl_module, self.run / "model")
         write_run_facts(self.run, self._facts(trainer, pl_module))
+        if isinstance(pl_module, RepeatableModule) and pl_module.summary:
+            write_metrics(self.run, pl_module.summary)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write RUN/metrics.json, and what the module knows beyond numbers."""
+        if not trainer.is_global_zero:
+            return
+        write_metrics(self.run, {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")})
+        if isinstance(pl_module, RepeatableModule) and pl_module.evaluation is not None:
+            pl_module.evaluation.write(self.run)
 
     def _facts(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         data = trainer.datamodule  # type: ignore[attr-defined]

@@ -10,6 +10,7 @@ from itertools import accumulate
 from typing import Any, Literal, Protocol
 
 from mmpt.config import Configurable
+from mmpt.errors import SampleError
 
 Split = Literal["train", "validation", "test"]
 
@@ -22,13 +23,14 @@ class Sample:
         modalities: modality name -> raw sample, in a form that the modality's processor accepts
             (`{"image": "cat.png", "text": "a cat"}`).
         name: what names the example to a person in lists and errors: a path, a row, an id.
-        labels: integer or float facts about it. `group` marks examples that are positives of each other
-            (two pictures of one thing, two cells with one description): equal numbers, same group.
+        labels: integer or float facts about it, or a list of 0 and 1 with an entry for each label name. `group` marks
+            examples that are positives of each other (two pictures of one thing, two cells with one description): equal
+            numbers, same group.
     """
 
     modalities: Mapping[str, Any]
     name: str
-    labels: Mapping[str, int | float] = field(default_factory=dict)
+    labels: Mapping[str, int | float | Sequence[int]] = field(default_factory=dict)
 
 
 class Examples(Protocol):
@@ -98,6 +100,22 @@ class Source(Configurable, ABC):
     def label_names(self, label: str) -> Sequence[str]:
         """The names of an integer label's values, in order; empty where the label has none."""
         return ()
+
+    def label_values(self, label: str, name: Split) -> Sequence[Any]:
+        """The values of a label in a split, of the samples that have it; reads every sample unless a source knows more.
+
+        Samples that can't be read are left out.
+        """
+        samples = self.split(name)
+        values: list[Any] = []
+        for index in range(len(samples)):
+            try:
+                labels = samples[index].labels
+            except SampleError:
+                continue
+            if label in labels:
+                values.append(labels[label])
+        return values
 
     def texts(self) -> Sequence[str]:
         """The texts of the training split, for training a tokenizer or listing retrieval candidates."""

@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from mmpt.data import MultimodalData
+from mmpt.repeatable import RepeatableModule
 from mmpt.resume import WholeCheckpointIO, resumed
 from mmpt.run_folder import PredictionWriter, RunFolder
 
@@ -91,6 +92,8 @@ class TrainingCLI(LightningCLI):
                 enable_version_counter=False,
             )
             callbacks.append(newest)
+        if isinstance(self.model, RepeatableModule):
+            callbacks += self.model.callbacks(run)
         plugins = config.get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):

@@ -128,32 +128,32 @@ class TestTagging:
 
     def test_loss_leaves_padding_out(self, folder):
         module = FineTuning(folder, "midi", "velocity", task="tagging", head=UnitHead(0.0))
-        module._build_head(VELOCITY_CLASSES)
+        module.task.build(VELOCITY_CLASSES)
         inputs = module.model.process("midi", [piece(30), piece(5, 1)])
-        scores, targets = module._scores(Batch({"midi": inputs}, {}, ["a", "b"]))
+        scores, targets = module.task.scores(module.features(Batch({"midi": inputs}, {}, ["a", "b"])))
         assert scores.shape == (2, 30, 6)
         assert (targets != IGNORED).sum(1).tolist() == [30, 5]
         real = targets != IGNORED
         expected = functional.cross_entropy(scores[real], targets[real])
-        torch.testing.assert_close(module._loss(scores, targets), expected)
+        torch.testing.assert_close(module.task.loss(scores, targets), expected)
 
     def test_each_sample_hides_its_own_notes_in_training_only_and_leaves_them_out_of_the_loss(self, folder):
         module = FineTuning(folder, "midi", "velocity", task="tagging", masking=Exact(0.2, 1.0, 0.0))
-        module._build_head(VELOCITY_CLASSES)
+        module.task.build(VELOCITY_CLASSES)
         batch = Batch({"midi": module.model.process("midi", [piece(40), piece(30, 1)])}, {}, ["a", "b"])
         module.train()
-        _, targets = module._scores(batch)
+        _, targets = module.task.scores(module.features(batch))
         hidden = targets == IGNORED
         assert hidden[0].sum() == 8
         assert hidden[1, :30].sum() == 6
         assert not torch.equal(hidden[0, :30], hidden[1, :30])
         module.eval()
-        _, targets = module._scores(batch)
+        _, targets = module.task.scores(module.features(batch))
         assert (targets != IGNORED).sum(1).tolist() == [40, 30]
 
     def test_predictions_name_a_label_for_each_note(self, folder):
         module = FineTuning(folder, "midi", "velocity", task="tagging").eval()
-        module._build_head(VELOCITY_CLASSES)
+        module.task.build(VELOCITY_CLASSES)
         batch = Batch({"midi": module.model.process("midi", [piece(12), piece(5, 1)])}, {}, ["a", "b"])
         predicted = module.predict_step(batch, 0)
         assert [len(row) for row in predicted["label"]] == [12, 5]
@@ -161,7 +161,7 @@ class TestTagging:
 
     def test_a_saved_tagger_says_its_task_and_is_not_taken_for_a_classifier(self, folder, tmp_path):
         module = FineTuning(folder, "midi", "velocity", task="tagging", head=UnitHead(hidden=8))
-        module._build_head(VELOCITY_CLASSES)
+        module.task.build(VELOCITY_CLASSES)
         saved = module.save_pretrained(tmp_path)
         assert json.loads((saved / "task.json").read_text())["task"] == "tagging"
         assert FineTuning(str(saved), "midi", "velocity", task="tagging").label_names == list(VELOCITY_CLASSES)
