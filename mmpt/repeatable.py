@@ -12,6 +12,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from mmpt.batches import Batch, hash_seed
 from mmpt.errors import ConfigError
+from mmpt.evaluation.record import Evaluation
 
 
 class RepeatableModule(L.LightningModule):

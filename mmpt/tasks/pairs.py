@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from mmpt.errors import ConfigError
+from mmpt.errors import ConfigError, DataError
 from mmpt.evaluation.record import Evaluation, class_tables, joined
 from mmpt.evaluation.retrieval import retrieval
 from mmpt.features import Features
@@ -64,6 +64,11 @@ class Matching(Task):
         labels = features.label(self.label)
         if labels is None:
             return self.head(features)
+        if bool(((labels != 0) & (labels != 1)).any()):
+            raise DataError(
+                f"the label {self.label!r} has values besides 0 and 1; matching needs 1 for pairs that match and 0 for "
+                "others. Data of matching pairs alone takes a label that it does not have, e.g. `match`"
+            )
         logits = self.head.logits(features)
         loss = F.cross_entropy(logits.float(), labels.long(), label_smoothing=self.options.label_smoothing)
         return HeadOutput(loss, {"accuracy": (logits.argmax(1) == labels).float().mean().detach()})

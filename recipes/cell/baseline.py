@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from mmpt.datasets.cell_text import CellType
 from mmpt.encoders.cell_expression import Cell
 from mmpt.encoders.cell_vocabulary import in_linear_space
+from mmpt.source import Sample
 
 Array = NDArray[np.float64]
 
@@ -106,3 +107,8 @@ def marker_scores(cells: Sequence[Cell], types: Sequence[CellType]) -> Array:
         known = [place[gene] for gene in kind.markers if gene in place]
         columns.append(scores[:, known].mean(1) if known else np.full(len(cells), -np.inf))
     return np.stack(columns, 1)
+
+
+def classic_features(samples: Sequence[Sample]) -> Array:
+    """`log_expression` of cells for a classifier, over the genes that their matrices share."""
+    return log_expression([sample.modalities["cell"] for sample in samples])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -11,7 +11,9 @@ from PIL import Image
 from skimage.feature import hog
 from torch import Tensor
 
+from mmpt.encoders.image_processor import read_image
 from mmpt.evaluation.nearest import label_similarity
+from mmpt.source import Sample
 
 SIZE, THUMBNAIL = 64, 8
 COLOUR_WEIGHT = 0.75
@@ -57,3 +59,10 @@ def name_scores(queries: tuple[Tensor, Tensor], gallery: tuple[Tensor, Tensor], 
         parts_q.append(weight * torch.nn.functional.normalize(query - centre, dim=1))
         parts_g.append(weight * torch.nn.functional.normalize(shown - centre, dim=1))
     return label_similarity(torch.cat(parts_q, 1), torch.cat(parts_g, 1), names, count)
+
+
+def classic_features(samples: Sequence[Sample]) -> NDArray[np.float32]:
+    """Gradients and colours of pictures for a classifier: (samples, 1956)."""
+    pictures = [read_image(sample.modalities["image"]) for sample in samples]
+    gradients, colours = features(pictures)
+    return torch.cat([gradients, COLOUR_WEIGHT * colours], 1).numpy()

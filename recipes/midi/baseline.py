@@ -12,6 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from mmpt.encoders.midi_notes import Notes
+from mmpt.source import Sample
 
 Floats = NDArray[np.float64]
 
@@ -103,3 +104,8 @@ class FieldGuesses:
         """The most frequent value of a field behind each of these values; the most frequent one behind a new value."""
         table = self.counts[place]
         return np.where(table.sum(1) > 0, table.argmax(1), self.most_frequent(place))[previous]
+
+
+def classic_features(samples: Sequence[Sample]) -> Floats:
+    """`piece_features` of excerpts for a classifier."""
+    return np.stack([piece_features(sample.modalities["midi"]) for sample in samples])

@@ -1,0 +1,198 @@
+"""Learning curves: accuracy after 1, 5, 20, 100 examples of each class, tuned and by simpler means.
+
+One domain at a time, through its finetune.yaml:
+
+    python recipes/curves.py --domain cell --pretrained runs/cell/model --output curves.jsonl
+
+Each result is a line of JSON as soon as it is there; started again, what the file has is not computed again. Methods:
+tuned (all weights), lora, linear_probe (of the pretrained embeddings), from_scratch, and classic (logistic regression
+on what `classic_features` of the recipe's baseline.py gives, where it has one). `--summary` prints means and spreads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+import yaml
+
+from mmpt.adapters import LoRA
+from mmpt.commands import embed_split
+from mmpt.config import from_config, packages
+from mmpt.data import MultimodalData
+from mmpt.errors import ConfigError
+from mmpt.evaluation.linear_probe import linear_probe
+from mmpt.finetuning import FineTuning
+from mmpt.labels import FewShot
+from mmpt.model import MultimodalModel
+from mmpt.source import Sample, Source
+
+METHODS = ("tuned", "lora", "linear_probe", "from_scratch", "classic")
+HERE = Path(__file__).parent
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure what the file does not have yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--domain", help="name of a recipe; its finetune.yaml is used")
+    parser.add_argument("--config", type=Path, help="a finetune.yaml of your own instead")
+    parser.add_argument("--pretrained", type=Path, help="model folder")
+    parser.add_argument("--data-path", help="your own data")
+    parser.add_argument("--output", type=Path, required=True, help="lines of JSON, added to")
+    parser.add_argument("--shots", type=int, nargs="+", default=[1, 5, 20, 100])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--steps", type=int, default=100, help="of tuning")
+    parser.add_argument("--trust", nargs="*", default=[], help="packages that the folder may name classes of")
+    parser.add_argument("--summary", action="store_true", help="only print what the file holds")
+    options = parser.parse_args(arguments)
+    if not options.summary:
+        if options.pretrained is None or (options.domain is None) == (options.config is None):
+            parser.error("give --pretrained, and either --domain or --config")
+        torch.set_num_threads(1)
+        measure(options)
+    summarize(read(options.output))
+    return 0
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Write a line for each method, number of shots and seed that has none."""
+    config = options.config or HERE / options.domain / "finetune.yaml"
+    domain = options.domain or config.parent.name
+    done = {(r["domain"], r["method"], r["shots"], r["seed"]) for r in read(options.output)}
+    classic = classic_of(config.parent / "baseline.py")
+    for seed in options.seeds:
+        for shots in options.shots:
+            for method in options.methods:
+                if (domain, method, shots, seed) in done or (method == "classic" and classic is None):
+                    continue
+                numbers = result(options, config, method, shots, seed, classic)
+                row = {"domain": domain, "method": method, "shots": shots, "seed": seed, **numbers}
+                write(options.output, row)
+                print(json.dumps(row))
+
+
+def result(
+    options: argparse.Namespace,
+    config: Path,
+    method: str,
+    shots: int,
+    seed: int,
+    classic: Callable[[Sequence[Sample]], Any] | None,
+) -> dict[str, float]:
+    """Accuracy and macro F1 on the test split of one method after so many examples of each class."""
+    content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    trust = sorted(packages(content) | set(options.trust))
+    settings = from_config(content["model"]["init_args"], trust=trust) | {
+        "pretrained": str(options.pretrained),
+        "trust": options.trust,
+    }
+    label = settings.get("label", "class")
+    data = from_config(content["data"], trust=trust)
+    data["sources"] = {name: FewShot(source, shots, label, seed) for name, source in data["sources"].items()}
+    if options.data_path is not None:
+        data["path"] = options.data_path
+    module = MultimodalData(**data | {"seed": seed, "drop_last": False})
+    if method == "classic":
+        assert classic is not None
+        return classic_numbers(list(module.sources.values()), label, classic, seed)
+    if method == "linear_probe":
+        model = MultimodalModel.from_pretrained(options.pretrained, trust=options.trust)
+        module.attach(model.processors)
+        train_x, train_y = embed_split(model, module, "train", (settings["modality"],))
+        test_x, test_y = embed_split(model, module, "test", (settings["modality"],))
+        found = linear_probe(train_x, train_y[label], test_x, test_y[label], seed)
+        return {"accuracy": found.accuracy, "macro_f1": found.macro_f1, "accuracy_majority": found.majority}
+    torch.manual_seed(seed)
+    own = {"lora": {"adapter": LoRA()}, "from_scratch": {"from_scratch": True}}.get(method, {})
+    tuner = FineTuning(**settings | own)
+    trainer = L.Trainer(
+        max_steps=options.steps, accelerator="cpu", logger=False, enable_checkpointing=False, num_sanity_val_steps=0,
+        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, gradient_clip_val=1.0,
+    )  # fmt: skip
+    trainer.fit(tuner, module)
+    tested = trainer.test(tuner, module, verbose=False)[0]
+    return {name: tested[f"test/{tuner.task.name}/{name}"] for name in ("accuracy", "macro_f1", "accuracy_majority")}
+
+
+def classic_numbers(
+    sources: Sequence[Source], label: str, features: Callable[[Sequence[Sample]], Any], seed: int
+) -> dict[str, float]:
+    """The same for logistic regression on features that nothing was trained for."""
+    parts = [[part[i] for s in sources for part in [s.split(name)] for i in range(len(part))] for name in ("train", "test")]  # fmt: skip  # noqa: E501
+    count = len(parts[0])
+    values = np.asarray(features([*parts[0], *parts[1]]), dtype=np.float32)
+    train_y, test_y = (np.array([sample.labels[label] for sample in part]) for part in parts)
+    found = linear_probe(values[:count], train_y, values[count:], test_y, seed)
+    return {"accuracy": found.accuracy, "macro_f1": found.macro_f1, "accuracy_majority": found.majority}
+
+
+def classic_of(path: Path) -> Callable[[Sequence[Sample]], Any] | None:
+    """`classic_features` of a recipe's baseline.py, if it has one."""
+    if not path.is_file():
+        return None
+    spec = importlib.util.spec_from_file_location(f"baseline_of_{path.parent.name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return vars(module).get("classic_features")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file; one that a killed process did not finish is left out.
+
+    Raises:
+        ConfigError: a line before the last one is damaged.
+    """
+    if not path.is_file():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise ConfigError(f"{path}, line {number}: not JSON ({error}); remove the line") from error
+    return rows
+
+
+def write(path: Path, row: dict[str, Any]) -> None:
+    """Add a line; an unfinished one before it is cut off."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        file.seek(0)
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)
+        file.write(json.dumps(row).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def summarize(rows: Sequence[dict[str, Any]]) -> None:
+    """Print mean and standard deviation over seeds as a table of Markdown."""
+    found: dict[tuple[str, str, int], list[float]] = defaultdict(list)
+    for row in rows:
+        found[row["domain"], row["method"], row["shots"]].append(row["accuracy"])
+    for domain in sorted({key[0] for key in found}):
+        shots = sorted({key[2] for key in found if key[0] == domain})
+        print(f"\n| {domain}: accuracy | " + " | ".join(f"{s} per class" for s in shots) + " |")
+        print("|---" * (len(shots) + 1) + "|")
+        for method in METHODS:
+            cells = [found.get((domain, method, s), []) for s in shots]
+            if any(cells):
+                shown = [f"{np.mean(c):.3f} ± {np.std(c, ddof=min(1, len(c) - 1)):.3f}" if c else "–" for c in cells]  # noqa: RUF001
+                print(f"| {method} | " + " | ".join(shown) + " |")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
