@@ -111,8 +111,9 @@ def _parser() -> argparse.ArgumentParser:
 
     _probe_options(commands.add_parser("probe", help="ask text encoders what they know of shapes, colours, sizes, ..."))
 
-    report = commands.add_parser("report", help="make the HTML page of a run folder")
-    report.add_argument("run", type=Path)
+    report = commands.add_parser("report", help="make the HTML page of a run folder, or of several runs side by side")
+    report.add_argument("run", type=Path, nargs="+", help="one run folder, or several to compare with the first")
+    report.add_argument("--output", type=Path, help="page of a comparison; default: comparison.html")
     report.set_defaults(command=_report)
     return parser
 
@@ -179,6 +180,7 @@ def _train(arguments: list[str]) -> None:
     finished = train(arguments)
     if arguments[0] == "fit":
         print(f"model   {finished.run_folder / 'model'}")
+    if arguments[0] in ("fit", "test"):
         print(f"report  {build_report(finished.run_folder)}")
 
 
@@ -234,9 +236,12 @@ def _probe_tasks(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from mmpt.report import build_report
+    from mmpt.report import build_comparison, build_report
 
-    print(build_report(options.run))
+    if len(options.run) == 1:
+        print(build_report(options.run[0]))
+    else:
+        print(build_comparison(options.run, options.output or Path("comparison.html")))
 
 
 if __name__ == "__main__":

@@ -128,6 +128,29 @@ def test_fine_tuning_starts_from_the_folder_and_predicts_from_its_own(run, tmp_p
     assert {line.split(",")[1] for line in lines[1:]} <= {"circle", "line", "spiral", "zigzag"}
 
 
+def test_tuned_runs_are_tested_and_compared_on_one_page(run, tmp_path):
+    config = toy.write(tmp_path, toy.FINETUNE, "finetune.yaml")
+    for name, options in (("tuned", []), ("frozen", ["--model.freeze", "true"])):
+        start = ["--config", config, "--output", tmp_path / name]
+        assert mmpt("fit", *start, "--model.pretrained", run / "model", *options) == 0
+        kept = json.loads((tmp_path / name / "metrics.json").read_text())
+        assert "validation/classification/accuracy" in kept
+        assert "best_step" in kept
+        assert mmpt("test", *start, "--model.pretrained", tmp_path / name / "model") == 0
+        metrics = json.loads((tmp_path / name / "metrics.json").read_text())
+        assert metrics["test/classification/accuracy_majority"] == 0.25
+        page = (tmp_path / name / "report.html").read_text(encoding="utf-8")
+        for word in ("Confusion", "Calibration", "bootstrap", "zigzag"):
+            assert word in page
+    page = tmp_path / "both.html"
+    assert mmpt("report", tmp_path / "tuned", tmp_path / "frozen", "--output", page) == 0
+    text = page.read_text(encoding="utf-8")
+    row = text[text.index("test/classification/accuracy<") :].split("</tr>")[0]
+    assert " to " in row  # the interval of the difference
+    assert "<script" not in text
+    assert "http" not in text.replace("http-equiv", "")
+
+
 def test_test_command_computes_the_losses(run, config, capsys):
     assert mmpt("test", "--config", config, "--output", run.parent / "tested") == 0
     assert "test/contrastive/loss" in capsys.readouterr().out
