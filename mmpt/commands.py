@@ -24,10 +24,12 @@ from mmpt.data import MultimodalData
 from mmpt.errors import CheckpointError, ConfigError, DataError
 from mmpt.evaluation.linear_probe import linear_probe
 from mmpt.evaluation.nearest import nearest
+from mmpt.evaluation.record import Evaluation, class_tables
 from mmpt.evaluation.retrieval import retrieval
+from mmpt.evaluation.shots import shot_curve
 from mmpt.evaluation.zero_shot import ensemble, zero_shot
 from mmpt.model import TEXT, MultimodalModel, evaluating
-from mmpt.report import print_metrics
+from mmpt.report import build_report, print_metrics, write_metrics, write_run_facts
 from mmpt.source import Sample, Source, Split
 
 
@@ -36,18 +38,40 @@ def evaluate(options: argparse.Namespace) -> None:
     model = MultimodalModel.from_pretrained(options.model, trust=options.trust)
     data = data_of(options.config, options.data_path).attach(model.processors)
     modality = options.modality or _only_modality(model)
+    found: Evaluation | None = None
     if options.task == "retrieval":
         metrics = retrieval_metrics(model, data, modality, options.split)
     elif options.task == "zero-shot":
-        metrics = zero_shot_metrics(model, data, modality, options.split, options.label, options.template or ["{}"])
-    else:
-        metrics = probe_metrics(
+        templates = options.template or ["{}"]
+        metrics = zero_shot_metrics(model, data, modality, options.split, options.label, templates)
+    elif options.task == "n-shot":
+        train_x, train_y = embed_split(model, data, "train", (modality,))
+        test_x, test_y = embed_split(model, data, options.split, (modality,))
+        label = options.label
+        curve = shot_curve(
+            train_x, _label(train_y, label), test_x, _label(test_y, label), options.shots or (1, 5, 20, 100)
+        )
+        metrics = {f"n_shot/{label}/{name}": value for name, value in curve.items()}
+    elif options.task in ("linear-probe", "knn"):
+        metrics, found = probe_evaluation(
             model, data, modality, options.split, options.label, options.task == "knn", options.neighbours
         )
     print_metrics(metrics)
-    if options.output is not None:
+    if found is not None:
+        for name, (low, high) in found.with_intervals().intervals.items():
+            print(f"{name}: 95 % of resampled test sets between {low:.3f} and {high:.3f}")
+    if options.output is None:
+        return
+    if options.output.suffix == ".json":
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+        return
+    write_metrics(options.output, metrics)
+    facts = {"task": f"evaluation: {options.task}", "model": str(options.model), "split": options.split}
+    write_run_facts(options.output, facts | {"data": options.data_path or str(options.config)})
+    if found is not None:
+        found.write(options.output)
+    print(f"report  {build_report(options.output)}")
 
 
 def retrieval_metrics(model: MultimodalModel, data: MultimodalData, modality: str, split: Split) -> dict[str, float]:
@@ -92,12 +116,39 @@ def probe_metrics(
     k: int = 5,
 ) -> dict[str, float]:
     """Classify embeddings of `split` by logistic regression or nearest neighbours fitted on the training split."""
+    return probe_evaluation(model, data, modality, split, label, neighbours, k)[0]
+
+
+def probe_evaluation(
+    model: MultimodalModel,
+    data: MultimodalData,
+    modality: str,
+    split: Split,
+    label: str,
+    neighbours: bool,
+    k: int = 5,
+) -> tuple[dict[str, float], Evaluation]:
+    """`probe_metrics`, and the table of classes with the outcome of each example."""
     train_x, train_labels = embed_split(model, data, "train", (modality,))
     test_x, test_labels = embed_split(model, data, split, (modality,))
     train_y, test_y = _label(train_labels, label), _label(test_labels, label)
-    if neighbours:
-        return nearest(train_x, train_y, test_x, test_y, k).metrics(f"knn/{label}")
-    return linear_probe(train_x, train_y, test_x, test_y).metrics(f"linear_probe/{label}")
+    prefix = f"knn/{label}" if neighbours else f"linear_probe/{label}"
+    result = (
+        nearest(train_x, train_y, test_x, test_y, k) if neighbours else linear_probe(train_x, train_y, test_x, test_y)
+    )
+    metrics = result.metrics(prefix)
+    names = [name for source in data.sources.values() for name in source.label_names(label)]
+    answers, targets = result.predictions.numpy(), test_y.numpy()
+    labels = names or [str(number) for number in range(int(max(answers.max(), targets.max())) + 1)]
+    classes, confusion = class_tables(targets, answers, labels)
+    correct = (answers == targets).astype(float)
+    samples = sample_names(data, split)
+    return metrics, Evaluation(metrics, {f"{prefix}/accuracy": correct}, samples, {}, classes, confusion)
+
+
+def sample_names(data: MultimodalData, split: Split) -> list[str]:
+    """Names of the usable samples of a split, in the order of `embed_split`."""
+    return [name for batch in data.loader(split) for name in batch.names]
 
 
 def embed_split(

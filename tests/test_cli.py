@@ -67,6 +67,7 @@ def test_the_written_configuration_repeats_the_run(run, tmp_path):
         ("zero-shot", "zero_shot/class/accuracy"),
         ("linear-probe", "linear_probe/class/accuracy"),
         ("knn", "knn/class/accuracy"),
+        ("n-shot", "n_shot/class/5_shots/accuracy"),
     ],
 )
 def test_evaluate_writes_numbers_beside_a_baseline(run, config, tmp_path, task, metric):
@@ -76,6 +77,39 @@ def test_evaluate_writes_numbers_beside_a_baseline(run, config, tmp_path, task, 
     numbers = json.loads(out.read_text())
     assert 0 <= numbers[metric] <= 1
     assert any(name.startswith(metric + "_") for name in numbers)
+
+
+def test_evaluate_leaves_a_report_with_classes_in_a_folder(run, config, tmp_path):
+    options = ["--model", run / "model", "--config", config, "--trust", "shapes", "--output", tmp_path / "knn"]
+    assert mmpt("evaluate", "knn", *options) == 0
+    page = (tmp_path / "knn" / "report.html").read_text(encoding="utf-8")
+    assert "Confusion" in page
+    assert "bootstrap" in page
+    stored = np.load(tmp_path / "knn" / "outcomes.npz")
+    assert stored["names"][0] == "test-0"
+    numbers = json.loads((tmp_path / "knn" / "metrics.json").read_text())
+    assert stored["outcome:knn/class/accuracy"].mean() == pytest.approx(numbers["knn/class/accuracy"])
+
+
+def test_evaluation_during_pretraining_changes_nothing(run, config, tmp_path):
+    own = yaml.safe_load(config.read_text())
+    own["model"]["init_args"]["model"]["init_args"]["text"]["init_args"]["dropout"] = 0.1
+    tasks = ["retrieval", "zero-shot", "linear-probe", "knn"]
+    call = {
+        "class_path": "mmpt.evaluation.callback.EvaluationCallback",
+        "init_args": {"tasks": tasks, "modality": "points"},
+    }
+    for name, callbacks in (("with", [call]), ("without", [])):
+        own["trainer"] = {"max_epochs": 2, "enable_progress_bar": False, "log_every_n_steps": 1, "callbacks": callbacks}
+        assert mmpt("fit", "--config", toy.write(tmp_path, own, f"{name}.yaml"), "--output", tmp_path / name) == 0
+    first, second = (
+        MultimodalModel.from_pretrained(tmp_path / n / "model", trust=["shapes"]).state_dict()
+        for n in ("with", "without")
+    )
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    header = next((tmp_path / "with").glob("logs/version_0/metrics.csv")).read_text().splitlines()[0]
+    for name in ("evaluation/retrieval/points_to_text/R@1", "evaluation/knn/class/accuracy"):
+        assert name in header
 
 
 def test_embed_keeps_every_sample_in_order(run, config, tmp_path):
