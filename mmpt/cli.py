@@ -90,7 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     embed.add_argument(
         "--input", required=True, help="what the modality's recipe reads: a folder, table, archive or file"
     )
-    embed.add_argument("--output", type=Path, required=True, help=".npz with `embeddings` and `names`")
+    embed.add_argument(
+        "--output", type=Path, required=True, help=".npz, .parquet or .h5ad with `embeddings` and `names`"
+    )
     embed.add_argument("--config", type=Path, help="a configuration whose data section reads the input")
     embed.add_argument("--batch-size", type=int, default=64)
     embed.set_defaults(command=_embed)

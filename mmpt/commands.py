@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from rich.progress import track
@@ -31,6 +29,7 @@ from mmpt.evaluation.zero_shot import ensemble, zero_shot
 from mmpt.model import TEXT, MultimodalModel, evaluating
 from mmpt.report import build_report, print_metrics, write_metrics, write_run_facts
 from mmpt.source import Sample, Source, Split
+from mmpt.streams import RowStream, fingerprint
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -186,17 +185,39 @@ def _batches(model: MultimodalModel, loader: Iterable[Batch]) -> Iterable[Batch]
 
 
 def embed(options: argparse.Namespace) -> None:
-    """`mmpt embed`: every sample of the input to a row of an npz file, in order; unusable ones are listed."""
+    """`mmpt embed`: every sample of the input to a row of the output, in order; unusable ones are listed.
+
+    The rows stream to the disk; the same command goes on where a killed one stopped.
+    """
     model = MultimodalModel.from_pretrained(options.model, trust=options.trust)
-    if options.output.suffix != ".npz":
-        raise ConfigError(f"--output {options.output}: expected a name that ends in .npz")
-    names, rows, skipped = embed_everything(model, options.modality, options.config, options.input, options.batch_size)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = options.output.with_suffix(".part.npz")
-    np.savez(unfinished, embeddings=rows.numpy(), names=np.array(names))
-    os.replace(unfinished, options.output)
-    print(f"{options.output}: {len(names)} x {model.embed_dim}")
-    _print_skipped(skipped)
+    modality = options.modality
+    model.modality(modality)
+    data = data_of(options.config or _recipe_of(modality), options.input, first_source=True).attach(model.processors)
+    data.eval_batch_size = options.batch_size
+    ((name, source),) = data.sources.items()
+    settings = {
+        "model": fingerprint(model),
+        "modality": modality,
+        "input": options.input,
+        "source": type(source).__name__,
+    }
+    stream = RowStream(options.output, settings)
+    data.sources = {name: OneModality(source, modality, stream.consumed)}
+    if stream.consumed < len(source.everything()):
+        with evaluating(model), torch.no_grad():
+            for batch in track(data.loader("test"), description=f"embedding {modality}"):
+                rows = (
+                    {"names": batch.names, "embeddings": model.embed(modality, batch.inputs[modality])}
+                    if batch.inputs
+                    else {}
+                )
+                stream.add(rows, len(batch) + len(batch.skipped), batch.skipped)
+    if not stream.count:
+        problem = stream.skipped[0]["problem"]
+        raise DataError(f"no sample of {options.input} could be embedded; the first problem: {problem}")
+    stream.finish()
+    print(f"{options.output}: {stream.count} x {model.embed_dim}")
+    _print_skipped(stream.skipped)
 
 
 def search(options: argparse.Namespace) -> None:
@@ -258,25 +279,26 @@ class OneModality(Source):
     Args:
         source: read from here.
         modality: kept; samples need not carry anything else.
+        start: leave out so many at the beginning.
     """
 
-    def __init__(self, source: Source, modality: str) -> None:
-        self.source, self.modality, self.path = source, modality, source.path
+    def __init__(self, source: Source, modality: str, start: int = 0) -> None:
+        self.source, self.modality, self.path, self.start = source, modality, source.path, start
 
     def split(self, name: Split) -> _Reduced:
         """All samples."""
-        return _Reduced(self.source, self.modality)
+        return _Reduced(self.source, self.modality, self.start)
 
 
 class _Reduced:
-    def __init__(self, source: Source, modality: str) -> None:
-        self.samples, self.modality = source.everything(), modality
+    def __init__(self, source: Source, modality: str, start: int) -> None:
+        self.samples, self.modality, self.start = source.everything(), modality, start
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.samples) - self.start
 
     def __getitem__(self, index: int) -> Sample:
-        sample = self.samples[index]
+        sample = self.samples[self.start + index]
         return Sample({self.modality: sample.modalities[self.modality]}, sample.name)
 
 

@@ -160,6 +160,10 @@ def test_fine_tuning_starts_from_the_folder_and_predicts_from_its_own(run, tmp_p
     assert lines[0] == "names,label,probability"
     assert len(lines) == 1 + 16
     assert {line.split(",")[1] for line in lines[1:]} <= {"circle", "line", "spiral", "zigzag"}
+    everything = ["--data.predict", "everything", "--output", tmp_path / "all"]
+    assert mmpt("predict", "--config", config, "--model.pretrained", tuned / "model", *everything) == 0
+    names = [line.split(",")[0] for line in (tmp_path / "all" / "predictions.csv").read_text().splitlines()[1:]]
+    assert names == [f"{split}-{i}" for split, n in (("train", 64), ("validation", 16), ("test", 16)) for i in range(n)]
 
 
 def test_tuned_runs_are_tested_and_compared_on_one_page(run, tmp_path):
