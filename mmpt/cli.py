@@ -110,6 +110,9 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="turn a training checkpoint into a model folder")
     export.add_argument("--checkpoint", type=Path, required=True, help="RUN/checkpoints/NAME.ckpt")
     export.add_argument("--output", type=Path, required=True, help="the new model folder")
+    export.add_argument("--onnx", action="store_true", help="also write each tower as MODALITY.onnx; needs --config")
+    export.add_argument("--config", type=Path, help="a configuration whose data give the example that is traced")
+    export.add_argument("--data-path", help="your own data instead of the configuration's")
     export.set_defaults(command=_export)
 
     _probe_options(commands.add_parser("probe", help="ask text encoders what they know of shapes, colours, sizes, ..."))
@@ -219,9 +222,15 @@ def _search(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from mmpt.commands import export
+    from mmpt.commands import export, export_onnx
+    from mmpt.errors import ConfigError
 
+    if options.onnx and options.config is None:
+        raise ConfigError("--onnx traces an example; give --config with a data section")
     print(export(options.checkpoint, options.output))
+    if options.onnx:
+        for path in export_onnx(options.output, options.config, options.data_path):
+            print(path)
 
 
 def _probe(options: argparse.Namespace) -> None:

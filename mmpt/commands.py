@@ -331,6 +331,31 @@ def export(checkpoint: Path, output: Path) -> Path:
     return save_pretrained(model, output)
 
 
+def export_onnx(folder: Path, config: Path, path: str | None = None, trust: Sequence[str] = ()) -> list[Path]:
+    """`mmpt export --onnx`: every tower that the data has samples for, beside the model as MODALITY.onnx.
+
+    Args:
+        folder: of the model.
+        config: a configuration whose data give the example that is traced.
+        path: replaces its default data.
+        trust: packages besides mmpt whose classes the folder may name.
+
+    Raises:
+        ConfigError: a tower that ONNX can't follow.
+    """
+    from mmpt.onnx_export import export_tower
+
+    model = MultimodalModel.from_pretrained(folder, trust=[*trust, *_own_classes(folder)])
+    data = data_of(config, path).attach(model.processors)
+    data.eval_batch_size = 3
+    batch = next(iter(_batches(model, data.loader("test"))))
+    return [
+        export_tower(model, name, inputs, folder / f"{name}.onnx")
+        for name, inputs in batch.inputs.items()
+        if name in model.modalities
+    ]
+
+
 def _own_classes(folder: Path) -> list[str]:
     """Packages that a run folder's own configuration names: it was written here, by a run that had imported them."""
     return sorted(packages(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))))

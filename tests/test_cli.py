@@ -150,6 +150,13 @@ def test_export_gives_the_model_of_the_checkpoint(run, tmp_path):
         assert torch.equal(value, second.state_dict()[name]), name
 
 
+def test_export_writes_each_tower_as_onnx(run, config, tmp_path):
+    given = ["--checkpoint", run / "checkpoints/last.ckpt", "--output", tmp_path / "exported", "--onnx"]
+    assert mmpt("export", *given) == 2  # without an example to trace
+    assert mmpt("export", *given, "--config", config) == 0
+    assert {p.name for p in (tmp_path / "exported").glob("*.onnx")} == {"points.onnx", "text.onnx"}
+
+
 def test_fine_tuning_starts_from_the_folder_and_predicts_from_its_own(run, tmp_path):
     config = toy.write(tmp_path, toy.FINETUNE, "finetune.yaml")
     tuned = tmp_path / "tuned"
