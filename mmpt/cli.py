@@ -71,16 +71,17 @@ def _parser() -> argparse.ArgumentParser:
     copy.set_defaults(command=_copy_recipe)
 
     evaluate = commands.add_parser("evaluate", help="measure a model folder on a recipe's data")
-    evaluate.add_argument("task", choices=["retrieval", "zero-shot", "linear-probe", "knn"])
+    evaluate.add_argument("task", choices=["retrieval", "zero-shot", "linear-probe", "knn", "n-shot"])
     _model_option(evaluate)
     evaluate.add_argument("--config", type=Path, required=True, help="a configuration; its `data` section is used")
     evaluate.add_argument("--data-path", help="your own data instead of the configuration's")
     evaluate.add_argument("--modality", help="default: the one that the model has besides text")
     evaluate.add_argument("--split", choices=["train", "validation", "test"], default="test")
-    evaluate.add_argument("--label", default="class", help="label for zero-shot, linear-probe and knn")
+    evaluate.add_argument("--label", default="class", help="label of all tasks but retrieval")
     evaluate.add_argument("--template", action="append", help="zero-shot prompt with one {}; may be repeated")
     evaluate.add_argument("--neighbours", type=int, default=5, help="k of knn")
-    evaluate.add_argument("--output", type=Path, help="also write the numbers as JSON")
+    evaluate.add_argument("--shots", type=int, nargs="+", help="examples of each class for n-shot; default 1 5 20 100")
+    evaluate.add_argument("--output", type=Path, help="NAME.json for the numbers, or a folder for a report as well")
     evaluate.set_defaults(command=_evaluate)
 
     embed = commands.add_parser("embed", help="embed files of one modality")
@@ -89,7 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     embed.add_argument(
         "--input", required=True, help="what the modality's recipe reads: a folder, table, archive or file"
     )
-    embed.add_argument("--output", type=Path, required=True, help=".npz with `embeddings` and `names`")
+    embed.add_argument(
+        "--output", type=Path, required=True, help=".npz, .parquet or .h5ad with `embeddings` and `names`"
+    )
     embed.add_argument("--config", type=Path, help="a configuration whose data section reads the input")
     embed.add_argument("--batch-size", type=int, default=64)
     embed.set_defaults(command=_embed)
@@ -107,12 +110,16 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="turn a training checkpoint into a model folder")
     export.add_argument("--checkpoint", type=Path, required=True, help="RUN/checkpoints/NAME.ckpt")
     export.add_argument("--output", type=Path, required=True, help="the new model folder")
+    export.add_argument("--onnx", action="store_true", help="also write each tower as MODALITY.onnx; needs --config")
+    export.add_argument("--config", type=Path, help="a configuration whose data give the example that is traced")
+    export.add_argument("--data-path", help="your own data instead of the configuration's")
     export.set_defaults(command=_export)
 
     _probe_options(commands.add_parser("probe", help="ask text encoders what they know of shapes, colours, sizes, ..."))
 
-    report = commands.add_parser("report", help="make the HTML page of a run folder")
-    report.add_argument("run", type=Path)
+    report = commands.add_parser("report", help="make the HTML page of a run folder, or of several runs side by side")
+    report.add_argument("run", type=Path, nargs="+", help="one run folder, or several to compare with the first")
+    report.add_argument("--output", type=Path, help="page of a comparison; default: comparison.html")
     report.set_defaults(command=_report)
     return parser
 
@@ -179,6 +186,7 @@ def _train(arguments: list[str]) -> None:
     finished = train(arguments)
     if arguments[0] == "fit":
         print(f"model   {finished.run_folder / 'model'}")
+    if arguments[0] in ("fit", "test"):
         print(f"report  {build_report(finished.run_folder)}")
 
 
@@ -214,9 +222,15 @@ def _search(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from mmpt.commands import export
+    from mmpt.commands import export, export_onnx
+    from mmpt.errors import ConfigError
 
+    if options.onnx and options.config is None:
+        raise ConfigError("--onnx traces an example; give --config with a data section")
     print(export(options.checkpoint, options.output))
+    if options.onnx:
+        for path in export_onnx(options.output, options.config, options.data_path):
+            print(path)
 
 
 def _probe(options: argparse.Namespace) -> None:
@@ -234,9 +248,12 @@ def _probe_tasks(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from mmpt.report import build_report
+    from mmpt.report import build_comparison, build_report
 
-    print(build_report(options.run))
+    if len(options.run) == 1:
+        print(build_report(options.run[0]))
+    else:
+        print(build_comparison(options.run, options.output or Path("comparison.html")))
 
 
 if __name__ == "__main__":

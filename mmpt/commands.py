@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from rich.progress import track
@@ -24,11 +22,14 @@ from mmpt.data import MultimodalData
 from mmpt.errors import CheckpointError, ConfigError, DataError
 from mmpt.evaluation.linear_probe import linear_probe
 from mmpt.evaluation.nearest import nearest
+from mmpt.evaluation.record import Evaluation, class_tables
 from mmpt.evaluation.retrieval import retrieval
+from mmpt.evaluation.shots import shot_curve
 from mmpt.evaluation.zero_shot import ensemble, zero_shot
 from mmpt.model import TEXT, MultimodalModel, evaluating
-from mmpt.report import print_metrics
+from mmpt.report import build_report, print_metrics, write_metrics, write_run_facts
 from mmpt.source import Sample, Source, Split
+from mmpt.streams import RowStream, fingerprint
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -36,18 +37,40 @@ def evaluate(options: argparse.Namespace) -> None:
     model = MultimodalModel.from_pretrained(options.model, trust=options.trust)
     data = data_of(options.config, options.data_path).attach(model.processors)
     modality = options.modality or _only_modality(model)
+    found: Evaluation | None = None
     if options.task == "retrieval":
         metrics = retrieval_metrics(model, data, modality, options.split)
     elif options.task == "zero-shot":
-        metrics = zero_shot_metrics(model, data, modality, options.split, options.label, options.template or ["{}"])
-    else:
-        metrics = probe_metrics(
+        templates = options.template or ["{}"]
+        metrics = zero_shot_metrics(model, data, modality, options.split, options.label, templates)
+    elif options.task == "n-shot":
+        train_x, train_y = embed_split(model, data, "train", (modality,))
+        test_x, test_y = embed_split(model, data, options.split, (modality,))
+        label = options.label
+        curve = shot_curve(
+            train_x, _label(train_y, label), test_x, _label(test_y, label), options.shots or (1, 5, 20, 100)
+        )
+        metrics = {f"n_shot/{label}/{name}": value for name, value in curve.items()}
+    elif options.task in ("linear-probe", "knn"):
+        metrics, found = probe_evaluation(
             model, data, modality, options.split, options.label, options.task == "knn", options.neighbours
         )
     print_metrics(metrics)
-    if options.output is not None:
+    if found is not None:
+        for name, (low, high) in found.with_intervals().intervals.items():
+            print(f"{name}: 95 % of resampled test sets between {low:.3f} and {high:.3f}")
+    if options.output is None:
+        return
+    if options.output.suffix == ".json":
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+        return
+    write_metrics(options.output, metrics)
+    facts = {"task": f"evaluation: {options.task}", "model": str(options.model), "split": options.split}
+    write_run_facts(options.output, facts | {"data": options.data_path or str(options.config)})
+    if found is not None:
+        found.write(options.output)
+    print(f"report  {build_report(options.output)}")
 
 
 def retrieval_metrics(model: MultimodalModel, data: MultimodalData, modality: str, split: Split) -> dict[str, float]:
@@ -92,12 +115,39 @@ def probe_metrics(
     k: int = 5,
 ) -> dict[str, float]:
     """Classify embeddings of `split` by logistic regression or nearest neighbours fitted on the training split."""
+    return probe_evaluation(model, data, modality, split, label, neighbours, k)[0]
+
+
+def probe_evaluation(
+    model: MultimodalModel,
+    data: MultimodalData,
+    modality: str,
+    split: Split,
+    label: str,
+    neighbours: bool,
+    k: int = 5,
+) -> tuple[dict[str, float], Evaluation]:
+    """`probe_metrics`, and the table of classes with the outcome of each example."""
     train_x, train_labels = embed_split(model, data, "train", (modality,))
     test_x, test_labels = embed_split(model, data, split, (modality,))
     train_y, test_y = _label(train_labels, label), _label(test_labels, label)
-    if neighbours:
-        return nearest(train_x, train_y, test_x, test_y, k).metrics(f"knn/{label}")
-    return linear_probe(train_x, train_y, test_x, test_y).metrics(f"linear_probe/{label}")
+    prefix = f"knn/{label}" if neighbours else f"linear_probe/{label}"
+    result = (
+        nearest(train_x, train_y, test_x, test_y, k) if neighbours else linear_probe(train_x, train_y, test_x, test_y)
+    )
+    metrics = result.metrics(prefix)
+    names = [name for source in data.sources.values() for name in source.label_names(label)]
+    answers, targets = result.predictions.numpy(), test_y.numpy()
+    labels = names or [str(number) for number in range(int(max(answers.max(), targets.max())) + 1)]
+    classes, confusion = class_tables(targets, answers, labels)
+    correct = (answers == targets).astype(float)
+    samples = sample_names(data, split)
+    return metrics, Evaluation(metrics, {f"{prefix}/accuracy": correct}, samples, {}, classes, confusion)
+
+
+def sample_names(data: MultimodalData, split: Split) -> list[str]:
+    """Names of the usable samples of a split, in the order of `embed_split`."""
+    return [name for batch in data.loader(split) for name in batch.names]
 
 
 def embed_split(
@@ -135,17 +185,39 @@ def _batches(model: MultimodalModel, loader: Iterable[Batch]) -> Iterable[Batch]
 
 
 def embed(options: argparse.Namespace) -> None:
-    """`mmpt embed`: every sample of the input to a row of an npz file, in order; unusable ones are listed."""
+    """`mmpt embed`: every sample of the input to a row of the output, in order; unusable ones are listed.
+
+    The rows stream to the disk; the same command goes on where a killed one stopped.
+    """
     model = MultimodalModel.from_pretrained(options.model, trust=options.trust)
-    if options.output.suffix != ".npz":
-        raise ConfigError(f"--output {options.output}: expected a name that ends in .npz")
-    names, rows, skipped = embed_everything(model, options.modality, options.config, options.input, options.batch_size)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = options.output.with_suffix(".part.npz")
-    np.savez(unfinished, embeddings=rows.numpy(), names=np.array(names))
-    os.replace(unfinished, options.output)
-    print(f"{options.output}: {len(names)} x {model.embed_dim}")
-    _print_skipped(skipped)
+    modality = options.modality
+    model.modality(modality)
+    data = data_of(options.config or _recipe_of(modality), options.input, first_source=True).attach(model.processors)
+    data.eval_batch_size = options.batch_size
+    ((name, source),) = data.sources.items()
+    settings = {
+        "model": fingerprint(model),
+        "modality": modality,
+        "input": options.input,
+        "source": type(source).__name__,
+    }
+    stream = RowStream(options.output, settings)
+    data.sources = {name: OneModality(source, modality, stream.consumed)}
+    if stream.consumed < len(source.everything()):
+        with evaluating(model), torch.no_grad():
+            for batch in track(data.loader("test"), description=f"embedding {modality}"):
+                rows = (
+                    {"names": batch.names, "embeddings": model.embed(modality, batch.inputs[modality])}
+                    if batch.inputs
+                    else {}
+                )
+                stream.add(rows, len(batch) + len(batch.skipped), batch.skipped)
+    if not stream.count:
+        problem = stream.skipped[0]["problem"]
+        raise DataError(f"no sample of {options.input} could be embedded; the first problem: {problem}")
+    stream.finish()
+    print(f"{options.output}: {stream.count} x {model.embed_dim}")
+    _print_skipped(stream.skipped)
 
 
 def search(options: argparse.Namespace) -> None:
@@ -207,25 +279,26 @@ class OneModality(Source):
     Args:
         source: read from here.
         modality: kept; samples need not carry anything else.
+        start: leave out so many at the beginning.
     """
 
-    def __init__(self, source: Source, modality: str) -> None:
-        self.source, self.modality, self.path = source, modality, source.path
+    def __init__(self, source: Source, modality: str, start: int = 0) -> None:
+        self.source, self.modality, self.path, self.start = source, modality, source.path, start
 
     def split(self, name: Split) -> _Reduced:
         """All samples."""
-        return _Reduced(self.source, self.modality)
+        return _Reduced(self.source, self.modality, self.start)
 
 
 class _Reduced:
-    def __init__(self, source: Source, modality: str) -> None:
-        self.samples, self.modality = source.everything(), modality
+    def __init__(self, source: Source, modality: str, start: int) -> None:
+        self.samples, self.modality, self.start = source.everything(), modality, start
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.samples) - self.start
 
     def __getitem__(self, index: int) -> Sample:
-        sample = self.samples[index]
+        sample = self.samples[self.start + index]
         return Sample({self.modality: sample.modalities[self.modality]}, sample.name)
 
 
@@ -256,6 +329,31 @@ def export(checkpoint: Path, output: Path) -> Path:
     except RuntimeError as error:
         raise CheckpointError(f"{checkpoint} does not fit {template / CONFIG}: {error}") from error
     return save_pretrained(model, output)
+
+
+def export_onnx(folder: Path, config: Path, path: str | None = None, trust: Sequence[str] = ()) -> list[Path]:
+    """`mmpt export --onnx`: every tower that the data has samples for, beside the model as MODALITY.onnx.
+
+    Args:
+        folder: of the model.
+        config: a configuration whose data give the example that is traced.
+        path: replaces its default data.
+        trust: packages besides mmpt whose classes the folder may name.
+
+    Raises:
+        ConfigError: a tower that ONNX can't follow.
+    """
+    from mmpt.onnx_export import export_tower
+
+    model = MultimodalModel.from_pretrained(folder, trust=[*trust, *_own_classes(folder)])
+    data = data_of(config, path).attach(model.processors)
+    data.eval_batch_size = 3
+    batch = next(iter(_batches(model, data.loader("test"))))
+    return [
+        export_tower(model, name, inputs, folder / f"{name}.onnx")
+        for name, inputs in batch.inputs.items()
+        if name in model.modalities
+    ]
 
 
 def _own_classes(folder: Path) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 from torch.utils.data import DataLoader
@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from mmpt.batches import Batch, BatchDataset, MixtureSampler, OnError
 from mmpt.encoder import Processor
 from mmpt.errors import CheckpointError, ConfigError, DataError
-from mmpt.source import Source, Split
+from mmpt.source import Source, Split, WholeSource
 
 
 class MultimodalData(L.LightningDataModule):
@@ -36,6 +36,7 @@ class MultimodalData(L.LightningDataModule):
         seed: of the order of samples and of their augmentation.
         on_error: "skip" lists a bad sample in the run's report and goes on; "raise" stops at it.
         drop_last: leave out the last, smaller training batch of an epoch, unless a source has no other.
+        predict: what `mmpt predict` predicts: the test split, or all samples in order ("everything").
 
     Raises:
         ConfigError: settings that don't fit together.
@@ -56,6 +57,7 @@ class MultimodalData(L.LightningDataModule):
         seed: int = 0,
         on_error: OnError = "skip",
         drop_last: bool = True,
+        predict: Literal["test", "everything"] = "test",
     ) -> None:
         super().__init__()
         if not sources:
@@ -78,6 +80,7 @@ class MultimodalData(L.LightningDataModule):
         self.buckets = buckets
         self.weights, self.num_workers, self.seed = weights, num_workers, seed
         self.on_error, self.drop_last = on_error, drop_last
+        self.predict, self.predict_start = predict, 0  # which batch prediction begins with
         self._processors: dict[str, Processor] | None = None
         self._train_sampler: MixtureSampler | None = None
         self._position: dict[str, Any] | None = None
@@ -199,8 +202,17 @@ class MultimodalData(L.LightningDataModule):
         return self.loader("test")
 
     def predict_dataloader(self) -> DataLoader[Batch]:
-        """The test split in order."""
-        return self.loader("test")
+        """The test split, or everything, in order."""
+        sources = self.sources
+        if self.predict == "everything":
+            self.sources = {name: WholeSource(source) for name, source in sources.items()}
+        try:
+            loader = self.loader("test")
+        finally:
+            self.sources = sources
+        assert isinstance(loader.sampler, MixtureSampler)
+        loader.sampler.start = self.predict_start
+        return loader
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Count the training batches of the epoch; Lightning's count is not right after every kind of resume."""

@@ -184,6 +184,22 @@ def build_report(run: Path) -> Path:
     return target
 
 
+def build_comparison(runs: Sequence[Path], output: Path) -> Path:
+    """Write a page that shows several runs side by side, with differences and their intervals.
+
+    Args:
+        runs: run folders; differences are to the first.
+        output: the page.
+
+    Raises:
+        DataError: not a run folder, or a damaged file in one.
+    """
+    from mmpt.report_compare import comparison_page
+
+    _write(output, comparison_page(runs).encode("utf-8", "replace"))
+    return output
+
+
 def print_metrics(metrics: Mapping[str, float], console: Console | None = None) -> None:
     """Print metrics beside their baselines.
 

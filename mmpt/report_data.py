@@ -13,7 +13,7 @@ import math
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +194,7 @@ class Run:
         skipped: records of inputs that could not be used.
         configuration: text of config.yaml.
         model_files: path below model/ -> bytes.
+        details: of the last evaluation, as evaluation.json has them: intervals, classes, confusion, calibration.
     """
 
     folder: Path
@@ -205,6 +206,7 @@ class Run:
     skipped: list[dict[str, Any]]
     configuration: str | None
     model_files: dict[str, int]
+    details: dict[str, Any] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -244,6 +246,7 @@ def read_run(folder: Path) -> Run:
             for path in sorted(model.rglob("*"))
             if path.is_file() and not path.is_symlink()
         },
+        details=_object(folder / "evaluation.json") or {},
     )
 
 

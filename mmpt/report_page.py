@@ -11,7 +11,7 @@ import io
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,7 @@ def page(run: Run) -> str:
     sections = {
         "Run": _facts(run),
         "Metrics": _metrics(run),
+        **({"Classes": _classes(run.details)} if run.details else {}),
         "Losses": _losses(run),
         "Examples": _examples(run),
         "Map": _map(run),
@@ -66,19 +67,30 @@ def page(run: Run) -> str:
         "Model": _model(run),
         "Configuration": _configuration(run),
     }
-    links = join(element("a", title, href=f"#{_anchor(title)}") for title in sections)
+    return document(run.title, _lead(run), sections)
+
+
+def document(title: str, lead: str, sections: Mapping[str, str]) -> str:
+    """A page of sections, which a line of links leads to.
+
+    Args:
+        title: of the page.
+        lead: markup below it.
+        sections: title -> content.
+    """
+    links = join(element("a", name, href=f"#{_anchor(name)}") for name in sections)
     body = join(
-        element("section", element("h2", title), content, id=_anchor(title)) for title, content in sections.items()
+        element("section", element("h2", name), content, id=_anchor(name)) for name, content in sections.items()
     )
     head = element(
         "head",
         element("meta", charset="utf-8"),
         element("meta", name_="viewport", content="width=device-width, initial-scale=1"),
         element("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        element("title", run.title),
+        element("title", title),
         element("style", Markup(STYLE)),
     )
-    header = element("header", element("h1", run.title), _lead(run), element("nav", links))
+    header = element("header", element("h1", title), lead, element("nav", links))
     return f"<!DOCTYPE html>\n{element('html', head, element('body', element('main', header, body)), lang='en')}\n"
 
 
@@ -149,6 +161,49 @@ def _metric_table(group: str, rows: list[MetricRow]) -> Markup:
         body.append(element("tr", *cells))
     caption = element("caption", group) if group else Markup("")
     return _scrolling(element("table", caption, element("thead", head), element("tbody", *body), class_="numbers"))
+
+
+def _classes(details: dict[str, Any]) -> Markup:
+    """Intervals, the table of classes, the confusion matrix and the calibration, whichever an evaluation kept."""
+    parts: list[Markup] = []
+    if details.get("intervals"):
+        rows = [
+            element(
+                "tr", element("th", _breakable(name), scope="row"), element("td", f"{number(low)} to {number(high)}")
+            )
+            for name, (low, high) in details["intervals"].items()
+        ]
+        parts.append(_grid("95 % bootstrap intervals over examples", ["metric", "interval"], rows))
+    if details.get("classes"):
+        names = ("precision", "recall", "f1", "support")
+        rows = [
+            element(
+                "tr", element("th", str(row["label"]), scope="row"), *(element("td", number(row[n])) for n in names)
+            )
+            for row in details["classes"]
+        ]
+        parts.append(_grid("Classes", ["class", *names], rows))
+        labels = [str(row["label"]) for row in details["classes"]]
+        rows = [
+            element("tr", element("th", label, scope="row"), *(element("td", str(count)) for count in counts))
+            for label, counts in zip(labels, details.get("confusion") or [], strict=True)
+        ]
+        parts.append(_grid("Confusion: true class by row, answer by column", ["", *labels], rows))
+    if details.get("calibration"):
+        found = details["calibration"]
+        bins = zip(found["confidence"], found["accuracy"], found["count"], strict=True)
+        rows = [element("tr", *(element("td", number(value)) for value in bin_)) for bin_ in bins]
+        title = f"Calibration: expected error {number(found['ece'])}"
+        parts.append(_grid(title, ["confidence", "accuracy", "examples"], rows))
+    return join(parts)
+
+
+def _grid(title: str, head: Iterable[str], rows: Iterable[Markup]) -> Markup:
+    titled = element("tr", *(element("th", name, scope="col") for name in head))
+    table = element(
+        "table", element("caption", title), element("thead", titled), element("tbody", *rows), class_="numbers"
+    )
+    return _scrolling(table)
 
 
 def _breakable(name: str) -> Markup:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import platform
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback
 
@@ -20,6 +17,7 @@ from mmpt.data import MultimodalData
 from mmpt.errors import DataError
 from mmpt.repeatable import RepeatableModule
 from mmpt.report import append_skipped, write_metrics, write_run_facts
+from mmpt.streams import RowStream, fingerprint
 
 SKIPPED = "skipped.jsonl"
 
@@ -137,39 +135,56 @@ class RunFolder(Callback):
 
 
 class PredictionWriter(BasePredictionWriter):
-    """Writes RUN/predictions.csv (labels, numbers) and RUN/predictions.npz (vectors).
+    """Streams to RUN/predictions.parquet, and .csv (labels, numbers) or .npz (vectors), in the order of the data.
+
+    The same command goes on where a killed one stopped.
 
     Args:
         run: the folder.
     """
 
     def __init__(self, run: Path) -> None:
-        super().__init__("epoch")
+        super().__init__("batch")
         self.run = run
+        self.stream: RowStream | None = None
 
-    def write_on_epoch_end(
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Look for what an earlier process has written."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if stage != "predict" or not isinstance(data, MultimodalData):
+            return
+        settings = {
+            "model": fingerprint(pl_module),
+            "data": {name: f"{type(source).__name__} {source.path}" for name, source in data.sources.items()},
+            "split": data.predict,
+            "batch_size": data.eval_batch_size,
+        }
+        self.run.mkdir(parents=True, exist_ok=True)
+        self.stream = RowStream(self.run / "predictions.parquet", settings)
+        data.predict_start = self.stream.consumed
+
+    def write_on_batch_end(
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
-        predictions: Sequence[dict[str, Any]],
-        batch_indices: Sequence[Any],
+        prediction: dict[str, Any],
+        batch_indices: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int,
     ) -> None:
-        """Write the columns that the module's `predict_step` gave."""
-        self.run.mkdir(parents=True, exist_ok=True)
-        columns: dict[str, list[Any]] = {}
-        for batch in predictions:
-            for name, values in batch.items():
-                columns.setdefault(name, []).extend(values)
-        vectors = {name: torch.stack(v).cpu().numpy() for name, v in columns.items() if torch.is_tensor(v[0])}
-        rows = {name: values for name, values in columns.items() if name not in vectors}
-        if len(rows) > 1:
-            with (self.run / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file)
-                writer.writerow(rows)
-                writer.writerows(zip(*rows.values(), strict=True))
-        if vectors:
-            arrays: dict[str, Any] = {"names": np.array(columns["names"]), **vectors}
-            np.savez(self.run / "predictions.npz", **arrays)
+        """Add the rows of a batch."""
+        assert self.stream is not None
+        self.stream.add(prediction, 1, batch.skipped)
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Make the files."""
+        if self.stream is None or not self.stream.count:
+            return
+        if self.stream.skipped:
+            append_skipped(self.run, self.stream.skipped)
+        other = "predictions.npz" if self.stream.has_vectors else "predictions.csv"
+        self.stream.finish(self.run / other)
 
 
 def _save(module: Any, folder: Path) -> None:

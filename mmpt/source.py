@@ -121,3 +121,18 @@ class Source(Configurable, ABC):
         """The texts of the training split, for training a tokenizer or listing retrieval candidates."""
         samples = self.split("train")
         return [str(s.modalities["text"]) for s in (samples[i] for i in range(len(samples))) if "text" in s.modalities]
+
+
+class WholeSource(Source):
+    """A source all of whose splits are all of its samples, for predictions.
+
+    Args:
+        source: gives them.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source, self.path = source, source.path
+
+    def split(self, name: Split) -> Examples:
+        """All samples in order."""
+        return self.source.everything()

@@ -60,6 +60,8 @@ class TrainingCLI(LightningCLI):
         run = Path(config.output or f"runs/{time.strftime('%Y%m%d-%H%M%S')}")
         self.run_folder = run
         config.trainer.default_root_dir = str(run)
+        if self.subcommand == "predict":
+            config.return_predictions = False  # they are on the disk; all of them may not fit into memory
         if isinstance(config.data.path, str):
             _follow(config.model, {source.class_path for source in config.data.sources.values()}, config.data.path)
 

@@ -67,6 +67,7 @@ def test_the_written_configuration_repeats_the_run(run, tmp_path):
         ("zero-shot", "zero_shot/class/accuracy"),
         ("linear-probe", "linear_probe/class/accuracy"),
         ("knn", "knn/class/accuracy"),
+        ("n-shot", "n_shot/class/5_shots/accuracy"),
     ],
 )
 def test_evaluate_writes_numbers_beside_a_baseline(run, config, tmp_path, task, metric):
@@ -76,6 +77,39 @@ def test_evaluate_writes_numbers_beside_a_baseline(run, config, tmp_path, task, 
     numbers = json.loads(out.read_text())
     assert 0 <= numbers[metric] <= 1
     assert any(name.startswith(metric + "_") for name in numbers)
+
+
+def test_evaluate_leaves_a_report_with_classes_in_a_folder(run, config, tmp_path):
+    options = ["--model", run / "model", "--config", config, "--trust", "shapes", "--output", tmp_path / "knn"]
+    assert mmpt("evaluate", "knn", *options) == 0
+    page = (tmp_path / "knn" / "report.html").read_text(encoding="utf-8")
+    assert "Confusion" in page
+    assert "bootstrap" in page
+    stored = np.load(tmp_path / "knn" / "outcomes.npz")
+    assert stored["names"][0] == "test-0"
+    numbers = json.loads((tmp_path / "knn" / "metrics.json").read_text())
+    assert stored["outcome:knn/class/accuracy"].mean() == pytest.approx(numbers["knn/class/accuracy"])
+
+
+def test_evaluation_during_pretraining_changes_nothing(run, config, tmp_path):
+    own = yaml.safe_load(config.read_text())
+    own["model"]["init_args"]["model"]["init_args"]["text"]["init_args"]["dropout"] = 0.1
+    tasks = ["retrieval", "zero-shot", "linear-probe", "knn"]
+    call = {
+        "class_path": "mmpt.evaluation.callback.EvaluationCallback",
+        "init_args": {"tasks": tasks, "modality": "points"},
+    }
+    for name, callbacks in (("with", [call]), ("without", [])):
+        own["trainer"] = {"max_epochs": 2, "enable_progress_bar": False, "log_every_n_steps": 1, "callbacks": callbacks}
+        assert mmpt("fit", "--config", toy.write(tmp_path, own, f"{name}.yaml"), "--output", tmp_path / name) == 0
+    first, second = (
+        MultimodalModel.from_pretrained(tmp_path / n / "model", trust=["shapes"]).state_dict()
+        for n in ("with", "without")
+    )
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    header = next((tmp_path / "with").glob("logs/version_0/metrics.csv")).read_text().splitlines()[0]
+    for name in ("evaluation/retrieval/points_to_text/R@1", "evaluation/knn/class/accuracy"):
+        assert name in header
 
 
 def test_embed_keeps_every_sample_in_order(run, config, tmp_path):
@@ -116,6 +150,13 @@ def test_export_gives_the_model_of_the_checkpoint(run, tmp_path):
         assert torch.equal(value, second.state_dict()[name]), name
 
 
+def test_export_writes_each_tower_as_onnx(run, config, tmp_path):
+    given = ["--checkpoint", run / "checkpoints/last.ckpt", "--output", tmp_path / "exported", "--onnx"]
+    assert mmpt("export", *given) == 2  # without an example to trace
+    assert mmpt("export", *given, "--config", config) == 0
+    assert {p.name for p in (tmp_path / "exported").glob("*.onnx")} == {"points.onnx", "text.onnx"}
+
+
 def test_fine_tuning_starts_from_the_folder_and_predicts_from_its_own(run, tmp_path):
     config = toy.write(tmp_path, toy.FINETUNE, "finetune.yaml")
     tuned = tmp_path / "tuned"
@@ -126,6 +167,33 @@ def test_fine_tuning_starts_from_the_folder_and_predicts_from_its_own(run, tmp_p
     assert lines[0] == "names,label,probability"
     assert len(lines) == 1 + 16
     assert {line.split(",")[1] for line in lines[1:]} <= {"circle", "line", "spiral", "zigzag"}
+    everything = ["--data.predict", "everything", "--output", tmp_path / "all"]
+    assert mmpt("predict", "--config", config, "--model.pretrained", tuned / "model", *everything) == 0
+    names = [line.split(",")[0] for line in (tmp_path / "all" / "predictions.csv").read_text().splitlines()[1:]]
+    assert names == [f"{split}-{i}" for split, n in (("train", 64), ("validation", 16), ("test", 16)) for i in range(n)]
+
+
+def test_tuned_runs_are_tested_and_compared_on_one_page(run, tmp_path):
+    config = toy.write(tmp_path, toy.FINETUNE, "finetune.yaml")
+    for name, options in (("tuned", []), ("frozen", ["--model.freeze", "true"])):
+        start = ["--config", config, "--output", tmp_path / name]
+        assert mmpt("fit", *start, "--model.pretrained", run / "model", *options) == 0
+        kept = json.loads((tmp_path / name / "metrics.json").read_text())
+        assert "validation/classification/accuracy" in kept
+        assert "best_step" in kept
+        assert mmpt("test", *start, "--model.pretrained", tmp_path / name / "model") == 0
+        metrics = json.loads((tmp_path / name / "metrics.json").read_text())
+        assert metrics["test/classification/accuracy_majority"] == 0.25
+        page = (tmp_path / name / "report.html").read_text(encoding="utf-8")
+        for word in ("Confusion", "Calibration", "bootstrap", "zigzag"):
+            assert word in page
+    page = tmp_path / "both.html"
+    assert mmpt("report", tmp_path / "tuned", tmp_path / "frozen", "--output", page) == 0
+    text = page.read_text(encoding="utf-8")
+    row = text[text.index("test/classification/accuracy<") :].split("</tr>")[0]
+    assert " to " in row  # the interval of the difference
+    assert "<script" not in text
+    assert "http" not in text.replace("http-equiv", "")
 
 
 def test_test_command_computes_the_losses(run, config, capsys):
