@@ -32,7 +32,7 @@ class Labelled(Source):
         self._rows: dict[str, str] | None = None
 
     @property
-    def path(self) -> str | None:  # type: ignore[override]
+    def path(self) -> str | None:
         """The inner source's path."""
         return self.source.path
 
@@ -109,7 +109,7 @@ class _Labelled:
     def __getitem__(self, index: int) -> Sample:
         sample = self.samples[index]
         labels = {**sample.labels, self.source.label: self.source.value(sample.name)}
-        return replace(sample, labels=labels)  # type: ignore[arg-type]
+        return replace(sample, labels=labels)
 
 
 class FewShot(Source):
@@ -128,7 +128,7 @@ class FewShot(Source):
         self.source, self.shots, self.label, self.seed = source, shots, label, seed
 
     @property
-    def path(self) -> str | None:  # type: ignore[override]
+    def path(self) -> str | None:
         """The inner source's path."""
         return self.source.path
 

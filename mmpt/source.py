@@ -30,7 +30,7 @@ class Sample:
 
     modalities: Mapping[str, Any]
     name: str
-    labels: Mapping[str, int | float | Sequence[int]] = field(default_factory=dict)
+    labels: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Examples(Protocol):

@@ -101,6 +101,7 @@ class TestTasks:
         assert first == pytest.approx(second)
         assert 90 < np.mean(first) < 140
 
+    @pytest.mark.slow
     def test_matching_with_labelled_pairs(self, folder):
         module, numbers, _ = tuned(folder, "matching", Facts(), label="true", steps=250, lr=3e-3)
         assert numbers["test/matching/auroc"] > 0.8

@@ -73,7 +73,9 @@ class Generation(Task):
             "exact_match": float(equal.mean()),
             "exact_match_majority": float(np.mean([text == most for text in wanted])),
             "chrf": float(each.mean()),
-            "chrf_majority": float(chrf_score([most] * len(wanted), [[text] for text in wanted], n_word_order=0)),
+            "chrf_majority": float(
+                torch.as_tensor(chrf_score([most] * len(wanted), [[text] for text in wanted], n_word_order=0))
+            ),
         }
         return Evaluation(metrics, {"exact_match": equal, "chrf": each.numpy().astype(float)}, names)
 

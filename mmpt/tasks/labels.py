@@ -37,6 +37,7 @@ class LabelTask(Task):
 
     per_unit = False
     fewest_labels = 2
+    class_weight: Tensor
 
     def __init__(self, model: MultimodalModel, options: TaskOptions) -> None:
         super().__init__(model, options)
@@ -295,6 +296,8 @@ class Regression(LabelTask):
     """A number for each sample. The loss is the squared error of numbers standardised on the training split."""
 
     name, monitor = "regression", "mae"
+    mean: Tensor
+    spread: Tensor
 
     def build(self, names: Sequence[str]) -> None:
         """See `LabelTask`."""
