@@ -38,7 +38,7 @@ def test_onnxruntime_gives_the_embeddings_of_the_model(modality, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "case", [c for c in cases.TEXTS if c.name != "chart" and not c.name.startswith("text")], ids=str
+    "case", [c for c in cases.ENCODERS if c.name != "chart" and not c.name.startswith("text")], ids=str
 )
 def test_every_encoder_but_the_chart_encoder_runs_in_onnxruntime(case, tmp_path):
     torch.manual_seed(0)
