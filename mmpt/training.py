@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 import warnings
 from collections.abc import Sequence
@@ -40,7 +41,9 @@ class WriteConfig(SaveConfigCallback):
             folder.mkdir(parents=True, exist_ok=True)
             config = self.config.clone()
             config["ckpt_path"] = None  # repeats the run from its beginning; `--resume` finds the checkpoint itself
-            self.parser.save(config, str(folder / "config.yaml"), overwrite=True, multifile=False)
+            unfinished = folder / ".config.yaml.part"  # a run killed at this moment keeps the whole file from before
+            self.parser.save(config, str(unfinished), overwrite=True, multifile=False)
+            os.replace(unfinished, folder / "config.yaml")
             self.already_saved = True
 
 

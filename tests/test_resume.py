@@ -15,6 +15,7 @@ import lightning as L
 import pytest
 import torch
 import toy
+from lightning.pytorch.cli import LightningArgumentParser
 
 from mmpt.batches import hash_seed
 from mmpt.cli import main
@@ -297,6 +298,18 @@ def test_a_checkpoint_that_can_not_be_written_leaves_the_old_one(tmp_path):
     with pytest.raises(Exception, match=r"pickle|lambda|local"):
         writer.save_checkpoint({"global_step": 2, "bad": lambda: 0}, tmp_path / "a.ckpt")
     assert torch.load(tmp_path / "a.ckpt", weights_only=True) == {"global_step": 1}
+
+
+def test_a_run_killed_while_its_configuration_is_written_keeps_the_whole_one(copied, monkeypatch):
+    def save(self, config, path, **options):
+        Path(path).write_text("mod")
+        raise KeyboardInterrupt
+
+    whole = (copied / "config.yaml").read_text()
+    monkeypatch.setattr(LightningArgumentParser, "save", save)
+    with pytest.raises(SystemExit):  # how Lightning ends a run on Ctrl-C
+        main(["fit", "--resume", str(copied)])
+    assert (copied / "config.yaml").read_text() == whole
 
 
 def test_a_run_keeps_two_checkpoints_and_a_pointer_to_the_newest(program, tmp_path):
