@@ -67,6 +67,6 @@ def test_add_a_modality_runs_as_printed(tmp_path):
     )
     assert result.returncode == 0, result.stderr[-2000:]
     assert (tmp_path / "runs/motion/report.html").is_file()
-    accuracy = [float(line.split("│")[2]) for line in result.stdout.splitlines() if "class/accuracy" in line]
+    accuracy = [float(line.split("│")[2]) for line in result.stdout.splitlines() if line.startswith("│ class/accuracy")]
     assert len(accuracy) == 2
     assert min(accuracy) > 0.5  # four activities
