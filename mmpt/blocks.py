@@ -39,7 +39,7 @@ def _is_stack(module: nn.Module, members: list[nn.Module]) -> bool:
 def recompute_activations(module: nn.Module) -> None:
     """Keep only the input of each repeated block, and run the block again in the backward pass (Chen et al. 2016).
 
-    Gradients are the same, dropout included; a step takes about a third longer. Blocks with batch norm are left alone,
+    Gradients are the same, dropout included; it costs a second forward pass. Blocks with batch norm are left alone,
     as a second pass would count its batch twice.
     """
     for block in repeated_blocks(module):

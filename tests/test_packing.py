@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from points import TEXTS, make_batch, make_pretraining
+from points import TEXTS, make_batch, make_pretraining, text_transformer
 from test_transformer import batch, build, everything, run
 
 from mmpt.errors import ConfigError
@@ -144,3 +144,19 @@ def test_heads_have_the_same_loss_and_gradients_with_packing_in_both_towers(name
         found.append((loss.detach(), {n: p.grad for n, p in module.named_parameters() if p.grad is not None}))
     torch.testing.assert_close(found[1], found[0], rtol=1e-8, atol=1e-11)
     assert any("layers" in parameter for parameter in found[0][1])
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, (9, 2, 1, 2, 0, 1, 2)])
+def test_token_types_are_added_to_every_real_token_packed_or_not(lengths):
+    torch.manual_seed(0)
+    text = text_transformer(width=16, token_types=True)
+    tokens = batch(*lengths)
+    outputs = []
+    for packing, kind in ((False, 1.0), (True, 1.0), (False, 0.0)):
+        text.transformer.packing = packing
+        with torch.no_grad():
+            text.token_type.fill_(kind)
+            text.token_type[::2] = 0.0  # a shift of all parts alike would vanish in the norms
+            outputs.append(text(tokens).values[tokens.mask])
+    torch.testing.assert_close(outputs[1], outputs[0], atol=1e-5, rtol=0)
+    assert (outputs[2] - outputs[0]).abs().max() > 0.1
