@@ -11,10 +11,10 @@ import torch
 
 from mmpt.errors import DataError, SampleError
 from mmpt.files import read_table
-from mmpt.source import Examples, Sample, Source, Split
+from mmpt.source import Around, Examples, Sample, Source, Split
 
 
-class Labelled(Source):
+class Labelled(Around):
     """Any source with labels from a table: classes, numbers, or several labels of a sample separated by semicolons.
 
     The table (.csv, .tsv, .jsonl) has a column `name` with the samples' names, or the names of their files, and a
@@ -30,15 +30,6 @@ class Labelled(Source):
     def __init__(self, source: Source, table: str, label: str = "class") -> None:
         self.source, self.table, self.label = source, table, label
         self._rows: dict[str, str] | None = None
-
-    @property
-    def path(self) -> str | None:
-        """The inner source's path."""
-        return self.source.path
-
-    @path.setter
-    def path(self, value: str | None) -> None:
-        self.source.path = value
 
     def _cells(self) -> dict[str, str]:
         if self._rows is None:
@@ -112,7 +103,7 @@ class _Labelled:
         return replace(sample, labels=labels)
 
 
-class FewShot(Source):
+class FewShot(Around):
     """A source whose training split holds a few examples of each class, drawn by a seed; other splits are whole.
 
     Args:
@@ -126,15 +117,6 @@ class FewShot(Source):
         if shots < 1:
             raise DataError(f"shots is {shots}; it must be at least 1")
         self.source, self.shots, self.label, self.seed = source, shots, label, seed
-
-    @property
-    def path(self) -> str | None:
-        """The inner source's path."""
-        return self.source.path
-
-    @path.setter
-    def path(self, value: str | None) -> None:
-        self.source.path = value
 
     def split(self, name: Split) -> Examples:
         """See `Source`."""

@@ -123,7 +123,22 @@ class Source(Configurable, ABC):
         return [str(s.modalities["text"]) for s in (samples[i] for i in range(len(samples))) if "text" in s.modalities]
 
 
-class WholeSource(Source):
+class Around(Source):
+    """A source that changes what another one gives; the user's data go to the inner one."""
+
+    source: Source
+
+    @property
+    def path(self) -> str | None:
+        """The inner source's path."""
+        return self.source.path
+
+    @path.setter
+    def path(self, value: str | None) -> None:
+        self.source.path = value
+
+
+class WholeSource(Around):
     """A source all of whose splits are all of its samples, for predictions.
 
     Args:
@@ -131,7 +146,7 @@ class WholeSource(Source):
     """
 
     def __init__(self, source: Source) -> None:
-        self.source, self.path = source, source.path
+        self.source = source
 
     def split(self, name: Split) -> Examples:
         """All samples in order."""
