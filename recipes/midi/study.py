@@ -1,7 +1,8 @@
 """The recipe's comparison over seeds: random weights, masked and adversarial pretraining, simple baselines, few labels.
 
     python recipes/midi/study.py [--tasks class|part|velocity ...] [--data.path MINE] [--source '{"parts": ["MELODY"]}']
-        [--seeds 0 1 2] [--pretraining 1600 800] [--tuning 300] [--few 10] [--few-tuning 100] [--output study.jsonl]
+        [--seeds 0 1 2] [--pretraining 1600 800] [--tuning 300] [--few 10] [--few-tuning 100] [--starts masked scratch]
+        [--output study.jsonl]
 
 Each result is a line of the output as soon as it is known; what is there already is not done again, so the same command
 goes on after an interruption. At the end a table: means over the seeds and, behind a slash, the largest distance from
@@ -106,13 +107,17 @@ def pretrained(config_name: str, source: Music, steps: int, seed: int) -> tuple[
     return module, data
 
 
-def intrinsic(source: Music, masked: Pretraining, adversarial: Pretraining, data: MultimodalData) -> dict[str, float]:
+def intrinsic(
+    source: Music, masked: Pretraining, adversarial: Pretraining | None, data: MultimodalData
+) -> dict[str, float]:
     """Recovery of hidden notes of test pieces by both, with the guesses, and what the masker knows."""
     encoder: Any = masked.model.modality("midi").encoder
     part = source.split("train")
     few = range(0, len(part), max(1, len(part) // 2000))
     guesses = FieldGuesses([encoder.tokenizer.encode(part[i].modalities["midi"]).words for i in few], encoder.values)
     record = recovery(encoder, data, guesses, 10)
+    if adversarial is None:
+        return record
     other = recovery(adversarial.model.modality("midi").encoder, data, guesses, 10)
     record |= {f"{key}_adversarial": value for key, value in other.items() if not key.endswith(("_frequent", "_after"))}
     return record | recoverability(adversarial.heads["adversarial"], adversarial.model, data, 20)
@@ -225,6 +230,7 @@ def main() -> None:
     parser.add_argument("--tuning", type=int, default=300)
     parser.add_argument("--few", type=int, default=10)
     parser.add_argument("--few-tuning", type=int, default=100)
+    parser.add_argument("--starts", choices=STARTS, nargs="+", default=STARTS, help="what tuning starts from")
     parser.add_argument("--output", type=Path, default=Path("study.jsonl"))
     options = parser.parse_args()
     keep_freed_memory()
@@ -237,9 +243,11 @@ def main() -> None:
         began = time.perf_counter()
         if not results.has(seed=seed, task="recovery"):
             masked, data = pretrained("pretrain.yaml", source, options.pretraining[0], seed)
-            adversarial, _ = pretrained("adversarial.yaml", source, options.pretraining[1], seed)
             masked.model.save_pretrained(folder / "masked")
-            adversarial.model.save_pretrained(folder / "adversarial")
+            adversarial = None
+            if "adversarial" in options.starts:
+                adversarial, _ = pretrained("adversarial.yaml", source, options.pretraining[1], seed)
+                adversarial.model.save_pretrained(folder / "adversarial")
             seconds = round(time.perf_counter() - began)
             facts = {"seed": seed, "task": "recovery", "seconds": seconds}
             results.add({**facts, **intrinsic(source, masked, adversarial, data)})
@@ -247,7 +255,7 @@ def main() -> None:
             few = [(options.few, options.few_tuning)] if options.few else []
             for pieces, steps in [(0, options.tuning), *few]:
                 labelled: Source = FewLabels(source, pieces, seed) if pieces else source
-                for start in STARTS:
+                for start in options.starts:
                     facts = {"seed": seed, "task": task, "pieces": pieces, "start": start}
                     if not results.has(**facts):
                         began = time.perf_counter()
