@@ -13,19 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
-import torch
 import yaml
 from evaluation import answering, majority_answers, middle_of_axis, reading
-from rich.console import Console
-from rich.table import Table
 
 from mmpt.config import from_config
 from mmpt.data import MultimodalData
@@ -33,6 +28,7 @@ from mmpt.datasets.chart import Chart, Charts
 from mmpt.model import MultimodalModel
 from mmpt.pretraining import Pretraining
 from mmpt.recipe import keep_freed_memory, precision
+from mmpt.study import Study
 
 HERE = Path(__file__).parent
 ARMS = list(product((False, True), repeat=3))
@@ -124,43 +120,14 @@ def main() -> None:
     options.steps = [2, 2] if options.smoke else options.steps
     options.source |= {"path": options.path} if options.path else {}
     keep_freed_memory()
-    torch.set_float32_matmul_precision("high")
-    began = time.monotonic()
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    # everything on and the baselines first, then the arms between
-    arms = [(True, True, True), *(arm for arm in ARMS if not all(arm))]
-    runs: list[tuple[str, int, Any]] = [("no training", 0, lambda: simple(options))]
-    for seed in options.seeds:
-        runs += [(name_of(arm), seed, lambda arm=arm, seed=seed: run_arm(arm, seed, options)) for arm in arms]
-        runs.insert(
-            -len(arms) + 1, ("blind", seed, lambda seed=seed: run_arm((True, True, True), seed, options, blind=True))
-        )
-    for name, seed, function in runs:
-        done = any((row["run"], row["seed"]) == (name, seed) for row in read(options.output))
-        if done or time.monotonic() - began > 60 * options.minutes:
-            continue
-        start = time.perf_counter()
-        row = {"run": name, "seed": seed, "metrics": function(), "seconds": time.perf_counter() - start}
-        with options.output.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        print(f"{name}, seed {seed}: {row['seconds']:.0f} s", flush=True)
-    print_table(read(options.output))
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The finished runs of a file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-
-
-def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Mean and standard deviation of each metric of each run over its seeds."""
-    table = Table("run", "metric", "mean", "sd", "seeds")
-    for name in dict.fromkeys(row["run"] for row in rows):
-        own = [row["metrics"] for row in rows if row["run"] == name]
-        for metric in own[0]:
-            values = [metrics[metric] for metrics in own if metric in metrics]
-            table.add_row(name, metric, f"{np.mean(values):.3f}", f"{np.std(values):.3f}", str(len(values)))
-    Console(width=120).print(table)
+    study = Study(options.output, options.minutes)
+    study.measure(lambda: simple(options), run="no training", seed=0)
+    for seed in options.seeds:  # everything on and its baseline first, then the arms between
+        study.measure(lambda seed=seed: run_arm((True, True, True), seed, options), run=name_of(ARMS[-1]), seed=seed)
+        study.measure(lambda seed=seed: run_arm((True, True, True), seed, options, blind=True), run="blind", seed=seed)
+        for arm in ARMS[:-1]:
+            study.measure(lambda arm=arm, seed=seed: run_arm(arm, seed, options), run=name_of(arm), seed=seed)
+    study.print()
 
 
 if __name__ == "__main__":
