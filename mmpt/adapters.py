@@ -65,6 +65,11 @@ class LoRA(Configurable):
         inject_adapter_in_model(config, part)
 
 
+def has_adaptable_layers(part: nn.Module) -> bool:
+    """Whether there is a layer inside of a part that adapters can be put into."""
+    return any(isinstance(layer, ADAPTED) for layer in part.modules() if layer is not part)
+
+
 def merged(module: nn.Module) -> nn.Module:
     """A copy in which the adapters are added into the weights, with the parameter names of a model without any."""
     module = copy.deepcopy(module)

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mmpt.adapters import LoRA, depths, merged
+from mmpt.adapters import LoRA, depths, has_adaptable_layers, merged
 from mmpt.batches import Batch, hash_seed
 from mmpt.best import BestCheckpoint
 from mmpt.blocks import compile_blocks, recompute_activations
@@ -143,9 +143,7 @@ class FineTuning(RepeatableModule):
         self.model.requires_grad_(False)
         if not freeze:
             for part in parts:
-                if adapter is not None and any(
-                    isinstance(m, torch.nn.Linear | torch.nn.Conv2d) for m in part.modules()
-                ):
+                if adapter is not None and has_adaptable_layers(part):
                     adapter.inject(part)
                 elif adapter is None:
                     part.requires_grad_(True)

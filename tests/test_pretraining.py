@@ -11,6 +11,7 @@ from points import figures, make_batch, make_model, make_pretraining, make_train
 from shapes import PointsSource
 from torch import nn
 
+from mmpt.adapters import LoRA
 from mmpt.batches import Batch
 from mmpt.checkpoint import NewWeightsWarning
 from mmpt.data import MultimodalData
@@ -90,6 +91,31 @@ class TestStages:
         assert not [name for name in changed if ".points." in name]
         # neither dropout nor the batch's own statistics touch it in training
         assert torch.equal(module.train().model.embed("points", points), embedded)
+
+    def test_adapters_learn_in_place_of_the_weights_and_the_saved_model_is_plain(self, tmp_path):
+        model = make_model()
+        adapters = {"text.encoder": LoRA(rank=2)}
+        module = Pretraining(model, {"c": ContrastiveHead("points")}, freeze=["points"], adapters=adapters, lr=1e-2)
+        before = {name: value.clone() for name, value in module.state_dict().items()}
+        make_trainer(max_steps=3).fit(module, figures())
+        changed = {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
+        inside = {name for name in changed if name.startswith("model.modalities.text.")}
+        assert inside
+        assert all(".lora_" in name for name in inside)
+        assert "model.projections.text.weight" in changed
+        module.save_pretrained(tmp_path)
+        plain = make_model()
+        Pretraining(plain, {"c": ContrastiveHead("points")}, pretrained=str(tmp_path))
+        assert list(plain.state_dict()) == list(make_model().state_dict())
+        words = ["a red circle", "a blue square"]
+        torch.testing.assert_close(plain.embed("text", words), model.embed("text", words), atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(plain.embed("text", words), make_model().embed("text", words), atol=1e-3)
+
+    def test_a_part_is_frozen_or_adapted(self):
+        with pytest.raises(ConfigError, match="leave one out"):
+            make_pretraining({"one": Constant()}, freeze=["text"], adapters={"text": LoRA()})
+        with pytest.raises(ConfigError, match="smell"):
+            make_pretraining({"one": Constant()}, adapters={"smell": LoRA()})
 
     def test_freezing_needs_a_modality(self):
         with pytest.raises(ConfigError, match="smell"):

