@@ -8,7 +8,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from rich.progress import track
@@ -305,7 +305,8 @@ class GeneratedNetworks(Source):
     takes them, and one of a network's questions is for its caption. With statements, labels are `match` (1: true),
     `hard` (about number, kernel, order or size, not only about which layers there are) and `network`, its number. In
     training each network appears `per_network` times, each time with a new statement: true and false, easy and hard
-    ones equally often. The other splits have fixed ones.
+    ones equally often. The other splits have fixed ones. Labels `facts` and `fact` say what else is true of a network
+    and which of it a statement says, for `SimilarityHead` to compare all pairs of a batch.
 
     Args:
         count: networks.
@@ -344,7 +345,8 @@ class GeneratedNetworks(Source):
     def split(self, name: Split) -> _Statements:
         """See `Source`."""
         names = vocabulary_of([g.graph for g in generated(self.count, self.max_cells, self.seed)])
-        return _Statements(self.networks(name), names, self, fixed=name != "train")
+        known = _Facts([g.graph for g in self.networks("train")]) if self.about == "statements" else None
+        return _Statements(self.networks(name), names, self, known, fixed=name != "train")
 
     def lengths(self, name: Split) -> Sequence[int]:
         """Nodes of each sample's network."""
@@ -356,11 +358,37 @@ class GeneratedNetworks(Source):
         return [str(samples[i].modalities["text"]) for i in range(min(len(samples), 4000))]
 
 
+class _Facts:
+    """What is true of some training network, by number; behind it one fact that holds of none."""
+
+    def __init__(self, graphs: Sequence[ArchitectureGraph]) -> None:
+        self.numbers = {text: i for i, text in enumerate(sorted(set().union(*map(facts, graphs))))}
+        self.rows: dict[int, list[int]] = {}
+
+    def number(self, said: Statement) -> int:
+        """Of a statement; -1 for one about the size, which may be true of other networks too."""
+        return -1 if said.kind == "size" else self.numbers.get(said.text, len(self.numbers))
+
+    def of(self, graph: ArchitectureGraph) -> list[int]:
+        """For each fact 1 where it holds."""
+        row = self.rows.get(id(graph))
+        if row is None:
+            row = self.rows[id(graph)] = [0] * (len(self.numbers) + 1)
+            for text in facts(graph) & self.numbers.keys():
+                row[self.numbers[text]] = 1
+        return row
+
+
 class _Statements:
     def __init__(
-        self, networks: Sequence[Generated], names: Sequence[str], source: GeneratedNetworks, fixed: bool
+        self,
+        networks: Sequence[Generated],
+        names: Sequence[str],
+        source: GeneratedNetworks,
+        known: _Facts | None,
+        fixed: bool,
     ) -> None:
-        self.networks, self.names, self.source, self.fixed = networks, names, source, fixed
+        self.networks, self.names, self.source, self.known, self.fixed = networks, names, source, known, fixed
 
     def __len__(self) -> int:
         return len(self.networks) * self.source.per_network
@@ -376,7 +404,9 @@ class _Statements:
             text = f"{question.text}{self.source.separator}{question.answer}"
             return Sample({"architecture": graph, "text": text}, f"{graph.name}: {question.text}", {"network": number})
         said = self._statement(graph, draw, which)
-        labels = {"match": int(said.true), "hard": int(said.hard), "network": number}
+        labels: dict[str, Any] = {"match": int(said.true), "hard": int(said.hard), "network": number}
+        if self.known is not None:
+            labels |= {"facts": self.known.of(graph), "fact": self.known.number(said)}
         return Sample({"architecture": graph, "text": said.text}, f"{graph.name}: {said.text}", labels)
 
     def _statement(self, graph: ArchitectureGraph, draw: random.Random, which: int) -> Statement:

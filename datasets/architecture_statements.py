@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from mmpt.encoders.architecture_graph import ArchitectureGraph, Shape
@@ -83,6 +84,7 @@ def layer_name(kind: str, shape: Shape) -> str | None:
     return PHRASES.get(kind)
 
 
+@lru_cache(maxsize=8192)  # several statements are made about a graph in every epoch
 def layers(graph: ArchitectureGraph) -> Counter[str]:
     """How many layers of each name a network has."""
     names = (layer_name(kind, shape) for kind, shape in zip(graph.types, graph.shapes, strict=True))
@@ -190,6 +192,7 @@ def _size(
     return Statement(text, true, "size")
 
 
+@lru_cache(maxsize=8192)
 def followers(graph: ArchitectureGraph) -> set[tuple[str, str]]:
     """(layer, layer that directly follows it), biases and reshaping left out."""
     names = [layer_name(kind, shape) for kind, shape in zip(graph.types, graph.shapes, strict=True)]

@@ -159,6 +159,28 @@ class GraphAttention(nn.Module):
         return F.elu((weights @ values.transpose(1, 2)).transpose(1, 2).flatten(2))
 
 
+class Standardize(nn.BatchNorm1d):
+    """Features less their mean, divided by their spread, both over all training batches so far, within -4 to 4.
+
+    In training as in evaluation: batches of different sources differ in their means, which a batch norm would take away
+    in training alone.
+
+    Args:
+        size: number of features.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size, eps=1e-3, momentum=None, affine=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(batch, size) -> (batch, size)."""
+        if self.training and len(features) > 1:
+            with torch.no_grad():
+                super().forward(features)  # moves mean and spread
+        scaled = F.batch_norm(features, self.running_mean, self.running_var, eps=self.eps)
+        return scaled.clamp(-4.0, 4.0)
+
+
 class ArchitectureEncoder(Encoder):
     """Type and shape embeddings of nodes, then graph attention in two steps (ArchBERT, arXiv 2310.17737).
 
@@ -213,8 +235,8 @@ class ArchitectureEncoder(Encoder):
         self.summarize: nn.Module | None = None
         if self.processor.summary:
             self.summarize = nn.Sequential(
-                nn.Linear(SUMMARY, 4 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * width, width),
-                nn.LayerNorm(width),
+                Standardize(SUMMARY), nn.Linear(SUMMARY, 4 * width), nn.GELU(), nn.Dropout(dropout),
+                nn.Linear(4 * width, width), nn.LayerNorm(width),
             )  # fmt: skip
             self.hidden_summary = nn.Parameter(torch.zeros(width))
         self.predictor = nn.Sequential(

@@ -12,7 +12,12 @@ from mmpt.batches import Batch
 from mmpt.config import from_config
 from mmpt.encoder import MASK, RANDOM, Corruption
 from mmpt.encoders import architecture_trace
-from mmpt.encoders.architecture import ArchitectureEncoder, ArchitectureProcessor, GraphAttention
+from mmpt.encoders.architecture import (
+    ArchitectureEncoder,
+    ArchitectureProcessor,
+    GraphAttention,
+    Standardize,
+)
 from mmpt.encoders.architecture_graph import (
     SUMMARY,
     ArchitectureGraph,
@@ -24,7 +29,7 @@ from mmpt.encoders.architecture_graph import (
 )
 from mmpt.encoders.architecture_names import build, named_graph
 from mmpt.encoders.architecture_trace import trace
-from mmpt.errors import DataError, SampleError
+from mmpt.errors import ConfigError, DataError, SampleError
 from mmpt.features import Features
 from mmpt.heads import SimilarityHead
 from mmpt.masking import Uniform
@@ -590,3 +595,41 @@ def test_the_encoders_configuration_names_its_processor():
     config = ArchitectureEncoder(16, 2, attend="predecessors", processor=ArchitectureProcessor(7)).config()
     built = from_config(config)
     assert (built.attend, built.processor.max_nodes) == ("predecessors", 7)
+
+
+def test_the_logistic_loss_asks_for_the_side_of_the_threshold():
+    head = SimilarityHead("a", loss="logistic", threshold=0.5, temperature=0.1)
+    output = head(_Fixed([[1.0, 0.0], [1.0, 0.0]], [[0.6, 0.8], [0.8, 0.6]], match=torch.tensor([1, 0])))
+    expected = (math.log1p(math.exp(-1.0)) + math.log1p(math.exp(3.0))) / 2
+    assert output.loss.item() == pytest.approx(expected, abs=1e-5)
+    assert output.logs["accuracy"].item() == 0.5
+    with pytest.raises(ConfigError, match="hinge"):
+        SimilarityHead("a", loss="hinge")
+
+
+def test_texts_are_compared_with_every_sample_whose_facts_are_known():
+    # text 0 states fact 1, text 1 none of the list, text 2 fact 0
+    facts = torch.tensor([[1, 1], [0, 0], [1, 0]])
+    labels = {"match": torch.tensor([1, 1, 1]), "facts": facts, "fact": torch.tensor([1, -1, 0])}
+    first = [[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]
+    second = [[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]
+    loss = SimilarityHead("a")(_Fixed(first, second, **labels)).loss.item()
+    true = 1.0  # sample 0 with text 2, cosine 0
+    false = (0.6**2 + 0 + 0.8**2) / 3  # samples 1 and 2 with text 0, sample 1 with text 2
+    assert loss == pytest.approx(0 + 0.5 * true + 0.5 * false, abs=1e-6)
+
+
+def test_standardized_features_have_the_mean_and_spread_of_all_training_batches():
+    layer = Standardize(2)
+    batches = [torch.tensor([[0.0, 5.0], [2.0, 5.0]]), torch.tensor([[4.0, 5.0], [6.0, 5.0]])]
+    for batch in batches:
+        layer(batch)
+    layer.eval()
+    mean, variance = 3.0, 2.0  # means 1 and 5, variances 2 and 2
+    out = layer(torch.tensor([[3.0, 5.0], [3.0 + variance**0.5, 5.0], [1e3, 9.0]]))
+    torch.testing.assert_close(out[:, 0], torch.tensor([(3 - mean), 1.0, 4.0]), atol=1e-3, rtol=0)
+    assert (out[:2, 1] == 0).all()
+    assert out[2, 1] == 4.0
+    before = layer.running_mean.clone()
+    layer(torch.tensor([[9.0, 9.0]]))
+    assert torch.equal(layer.running_mean, before)

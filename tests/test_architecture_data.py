@@ -390,3 +390,25 @@ def test_lengths_are_the_nodes_of_each_sample():
     nodes = [len(examples[i].modalities["architecture"].types) for i in range(len(examples))]
     assert source.lengths("train") == nodes
     assert len(set(nodes)) > 1
+
+
+def test_facts_of_statements_say_what_else_is_true_of_a_network():
+    source = GeneratedNetworks(COUNT, 4)
+    for split in ("train", "test"):
+        part = source.split(split)
+        rows = [part[i] for i in range(min(len(part), 40))]
+        assert len({len(row.labels["facts"]) for row in rows}) == 1
+        for row in rows:
+            fact = row.labels["fact"]
+            if "million" in row.modalities["text"]:
+                assert fact == -1
+                continue
+            assert row.labels["facts"][fact] <= row.labels["match"]  # a true one may be new in the test
+            assert split == "test" or row.labels["facts"][fact] == row.labels["match"]
+        true = [row for row in rows if row.labels["fact"] >= 0]
+        texts = {row.labels["fact"]: row.modalities["text"] for row in true if row.labels["facts"][-1] == 0}
+        for row in rows:
+            said = facts(row.modalities["architecture"])
+            for number, text in texts.items():
+                if number < len(row.labels["facts"]) - 1:
+                    assert row.labels["facts"][number] == (text in said)

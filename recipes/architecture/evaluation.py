@@ -98,15 +98,17 @@ def _search_metrics(prefix: str, result: RetrievalResult, suffix: str) -> dict[s
 # Statements
 
 
-def reasoning(model: MultimodalModel, source: GeneratedNetworks, split: Split = "test") -> dict[str, float]:
-    """Is a statement true of a network whose combination of layers is new; a cosine above .5 is yes."""
+def reasoning(
+    model: MultimodalModel, source: GeneratedNetworks, split: Split = "test", threshold: float = 0.0
+) -> dict[str, float]:
+    """Is a statement true of a network whose combination of layers is new; a cosine above the threshold is yes."""
     tests = samples(source, split)
     label = np.array([row.labels["match"] for row in tests])
     hard = np.array([row.labels["hard"] for row in tests], dtype=bool)
     graphs, texts = column(tests, GRAPHS), column(tests, TEXT)
     cosine = (model.embed(GRAPHS, graphs) * model.embed(TEXT, texts)).sum(1).numpy()
     judged = by_bag_of_types(source, graphs, texts)
-    found = {"": cosine > 0.5, "_bag_of_types": judged > 0, "_always_yes": np.ones_like(hard)}
+    found = {"": cosine > threshold, "_bag_of_types": judged > 0, "_always_yes": np.ones_like(hard)}
     metrics: dict[str, float] = {"reasoning/statements": len(tests)}
     for part, rows in (("all", np.ones_like(hard)), ("easy", ~hard), ("hard", hard)):
         for suffix, says in found.items():
@@ -273,9 +275,10 @@ def cost(model: MultimodalModel, zoo: ModelZoo, split: Split = "test") -> dict[s
     """Multiply-adds and parameters of models of unseen families (ridge regression on frozen embeddings)."""
     train, test = samples(zoo, "train"), samples(zoo, split)
     macs = _regression("cost/macs", model, train, test, lambda row: np.log(max(1, row.modalities[GRAPHS].macs)))
-    return macs | _regression(
+    size = _regression(
         "cost/parameters", model, train, test, lambda row: np.log(max(1, row.modalities[GRAPHS].parameters))
     )
+    return macs | {name: value for name, value in size.items() if not name.endswith("parameters")}
 
 
 def accuracy(model: MultimodalModel, source: Any, split: Split = "test") -> dict[str, float]:
