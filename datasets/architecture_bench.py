@@ -167,7 +167,7 @@ class _Numbers(pickle.Unpickler):
         if (module, name) == ("numpy", "dtype"):
             return dtype
         if (module, name) in (("numpy.core.multiarray", "scalar"), ("numpy._core.multiarray", "scalar")):
-            from numpy._core.multiarray import scalar  # type: ignore[attr-defined]
+            from numpy._core.multiarray import scalar
 
             return scalar
         raise pickle.UnpicklingError(f"{module}.{name} is no number")

@@ -121,7 +121,7 @@ def reasoning(
 
 
 def by_bag_of_types(
-    source: GeneratedNetworks, graphs: Sequence[ArchitectureGraph], texts: Sequence[str], rounds: int = 3
+    source: GeneratedNetworks, graphs: Sequence[ArchitectureGraph], texts: Sequence[str], rounds: int = 2
 ) -> np.ndarray:
     """Log-odds of statements by logistic regression on words and bags of types, fitted to training statements.
 
@@ -129,7 +129,7 @@ def by_bag_of_types(
         source: of the training statements.
         graphs: what the statements are about.
         texts: the statements.
-        rounds: how often each training network is seen, with new statements; three are as many as fit in memory.
+        rounds: how often each training network is seen, with new statements; more take a gigabyte of memory.
     """
     with torch.random.fork_rng([]):
         torch.manual_seed(0)

@@ -116,7 +116,8 @@ def main() -> None:
         done = any(facts.items() <= row.items() for row in rows)
         if done or time.monotonic() - began > 60 * options.minutes:
             continue
-        metrics = measured(part, seed, 2 if options.smoke else options.steps, options.split, options.smoke)
+        steps = options.steps or (2 if options.smoke else None)
+        metrics = measured(part, seed, steps, options.split, options.smoke)
         with options.output.open("a", encoding="utf-8") as file:
             file.write(json.dumps({**facts, "metrics": metrics}) + "\n")
         print(f"{part}, seed {seed}: {metrics['minutes/everything']:.1f} minutes", flush=True)
