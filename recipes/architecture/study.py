@@ -121,7 +121,7 @@ def main() -> None:
         with options.output.open("a", encoding="utf-8") as file:
             file.write(json.dumps({**facts, "metrics": metrics}) + "\n")
         print(f"{part}, seed {seed}: {metrics['minutes/everything']:.1f} minutes", flush=True)
-    print_table(read(options.output))
+    print_table([row for row in read(options.output) if row["split"] == options.split])
 
 
 def read(path: Path) -> list[dict[str, Any]]:
