@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,25 +13,14 @@ from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler, normalize
 
-from mmpt.encoders.architecture_graph import ArchitectureGraph, vocabulary
+from mmpt.encoders.architecture_graph import ArchitectureGraph, summary
 
 Floats = NDArray[np.float64]
 
 
 def bag_of_types(graphs: Sequence[ArchitectureGraph]) -> Floats:
-    """Counts of operators, parameters, nodes and widths, as logarithms: (n, features)."""
-    numbers = vocabulary("mmpt").numbers
-    rows = np.zeros((len(graphs), len(numbers) + 6))
-    for row, graph in zip(rows, graphs, strict=True):
-        for kind, count in Counter(graph.types).items():
-            row[numbers[kind]] = np.log1p(count)
-        weights = [shape for shape in graph.shapes if len(shape) in (2, 4)]
-        widths = [shape[0] for shape in weights] or [0]
-        kernels = [shape[-1] for shape in weights if len(shape) == 4] or [1]
-        row[len(numbers) :] = np.log1p(
-            [graph.parameters, len(graph), max(widths), float(np.mean(widths)), max(kernels), float(np.mean(kernels))]
-        )
-    return rows
+    """Counts of operators, kernels, parameters, nodes and widths, as logarithms: (n, SUMMARY), see `summary`."""
+    return np.stack([summary(graph).double().numpy() for graph in graphs])
 
 
 def text_scores_by_ridge(
@@ -62,8 +52,12 @@ def judge_statements(
     labels: Sequence[int],
     test_graphs: Sequence[ArchitectureGraph],
     test_texts: Sequence[str],
-) -> NDArray[np.int64]:
-    """Logistic regression on the products of a statement's words with the bag of types: predictions for the test."""
+) -> Floats:
+    """Logistic regression on the products of a statement's words with the bag of types.
+
+    Returns:
+        (tests,) log-odds that the statement is true.
+    """
     words = CountVectorizer(binary=True, token_pattern=r"[^\s]+", ngram_range=(1, 2), min_df=5)
     counts = words.fit_transform(texts)
     scaler = StandardScaler()
@@ -76,23 +70,26 @@ def judge_statements(
 
     model = LogisticRegression(C=0.3, max_iter=200)
     model.fit(crossed(counts, bags), np.asarray(labels))
-    return model.predict(crossed(words.transform(test_texts), test_bags))
+    return model.decision_function(crossed(words.transform(test_texts), test_bags))
 
 
-def jaccard(first: ArchitectureGraph, second: ArchitectureGraph, shapes: bool = True) -> float:
+def jaccard(
+    first: ArchitectureGraph, second: ArchitectureGraph, label: Literal["type", "kernel", "shape"] = "shape"
+) -> float:
     """Overlap of two networks: the multisets of their labelled nodes and edges.
 
     Args:
         first: a graph.
         second: another one.
-        shapes: a node's label is its type and shape; else its type.
+        label: of a node: its type; type and kernel, which widths don't change; or type and whole shape.
     """
-    a, b = _labels(first, shapes), _labels(second, shapes)
+    a, b = _labels(first, label), _labels(second, label)
     return (a & b).total() / max(1, (a | b).total())
 
 
-def _labels(graph: ArchitectureGraph, shapes: bool) -> Counter[object]:
-    nodes = list(zip(graph.types, graph.shapes, strict=True)) if shapes else list(graph.types)
+def _labels(graph: ArchitectureGraph, label: str) -> Counter[object]:
+    first = {"type": slice(0), "kernel": slice(2, None), "shape": slice(None)}[label]
+    nodes = [(kind, shape[first]) for kind, shape in zip(graph.types, graph.shapes, strict=True)]
     return Counter[object](nodes) + Counter[object]((nodes[a], nodes[b]) for a, b in graph.edges)
 
 

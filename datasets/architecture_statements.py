@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from mmpt.encoders.architecture_graph import ArchitectureGraph, Shape
@@ -83,6 +84,7 @@ def layer_name(kind: str, shape: Shape) -> str | None:
     return PHRASES.get(kind)
 
 
+@lru_cache(maxsize=8192)  # several statements are made about a graph in every epoch
 def layers(graph: ArchitectureGraph) -> Counter[str]:
     """How many layers of each name a network has."""
     names = (layer_name(kind, shape) for kind, shape in zip(graph.types, graph.shapes, strict=True))
@@ -190,6 +192,7 @@ def _size(
     return Statement(text, true, "size")
 
 
+@lru_cache(maxsize=8192)
 def followers(graph: ArchitectureGraph) -> set[tuple[str, str]]:
     """(layer, layer that directly follows it), biases and reshaping left out."""
     names = [layer_name(kind, shape) for kind, shape in zip(graph.types, graph.shapes, strict=True)]
@@ -226,6 +229,28 @@ def questions(graph: ArchitectureGraph) -> list[Question]:
     return asked
 
 
+def facts(graph: ArchitectureGraph) -> set[str]:
+    """All that `statement` may truly say about a network's layers: presence, number, kernel and order; no size."""
+    found = layers(graph)
+    said = {f"the network uses {name}" for name in found}
+    said |= {f"the network has {count} layers of {name}" for name, count in found.items()}
+    for name in found:
+        if name.endswith(" convolution"):
+            kernel, kind = name.split(" ", 1)
+            said.add(f"its {kind} has a kernel of {kernel}")
+    return said | {f"a {before} is followed by {behind}" for before, behind in followers(graph) if before != behind}
+
+
+CAPTION = "describe the network"
+"""The question whose answer is `caption`."""
+
+
+def caption(graph: ArchitectureGraph, most: int = 4) -> str:
+    """The layers that a network has most of with their numbers, in falling order: `6 relu, 5 3x3 convolutions`."""
+    ordered = sorted(layers(graph).items(), key=lambda pair: (-pair[1], pair[0]))
+    return ", ".join(_counted(count, name) for name, count in ordered[:most]) or "no layer with a name"
+
+
 def _listed(names: object) -> str:
     return ", ".join(sorted(names)) or "none"  # type: ignore[call-overload]
 
@@ -240,7 +265,9 @@ def template_texts() -> list[str]:
     texts += [f"the network has {3 * i % 128} layers of {name}" for i, name in enumerate(names)]
     texts += [f"a {a} is followed by {b}" for a, b in zip(names, names[7:] + names[:7], strict=True)]
     texts += [f"its {kind} has a kernel of {kernel}" for kind in CONVOLUTIONS.values() for kernel in kernels]
+    texts += 2 * [f"the network has {count} layers" for count in range(1, 65)]  # numbers of layers are words
     texts += [f"the network has about {_millions(10**5 * i)} million parameters" for i in range(1, 300, 7)]
     texts += [f"which {kind} is used? {', '.join(answers)}" for kind, answers in KINDS.items()]
     texts += [f"which {kind} follows a convolution? {', '.join(answers)}" for kind, answers in KINDS.items()]
-    return [*texts, f"which kernel sizes are used? {', '.join(kernels)}", "none"]
+    texts += [f"{3 * i % 128} {name}s" for i, name in enumerate(names) if name.endswith(("convolution", "layer"))]
+    return [*texts, f"which kernel sizes are used? {', '.join(kernels)}", CAPTION, "none"]

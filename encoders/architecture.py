@@ -15,17 +15,19 @@ from mmpt.encoder import MASK, RANDOM, Corruption, Encoder, Inputs, Part, Proces
 from mmpt.encoders.architecture_graph import (
     CHANNELS,
     KERNELS,
+    SUMMARY,
     ArchitectureGraph,
     condensed,
     contracted,
     read_graph,
     shape_features,
+    summary,
     vocabulary,
 )
 from mmpt.encoders.architecture_names import named_graph
 from mmpt.encoders.architecture_trace import trace
 from mmpt.errors import ConfigError, DataError, SampleError
-from mmpt.tokens import Tokens
+from mmpt.tokens import Tokens, concatenate, full
 
 Attend = Literal["successors", "predecessors", "both"]
 FORMS = "a network (nn.Module), its graph, a name of timm or torchvision/NAME, or a path of .onnx or .json"
@@ -39,33 +41,38 @@ class ArchitectureProcessor(Processor):
     the path of an ONNX file or of a graph in JSON.
 
     Gives `types` long (batch, n), `shapes` long (batch, n, 4) as `shape_features`, `edges` bool (batch, n, n), True at
-    [b, i, j] where data flows from i to j, and `mask` bool (batch, n), True where a node is real.
+    [b, i, j] where data flows from i to j, and `mask` bool (batch, n), True where a node is real. With `summary` also
+    `summary` float (batch, SUMMARY), see `architecture_graph.summary`.
 
     Args:
         max_nodes: larger graphs are condensed to this number (see `architecture_graph.condensed`).
         vocabulary: "mmpt" or "archbert_v1" (the released numbers; operators that it lacks are taken out).
+        summary: also count what the whole graph holds, before it is condensed; ArchBERT has nothing of the kind.
     """
 
-    def __init__(self, max_nodes: int = 512, vocabulary: Literal["mmpt", "archbert_v1"] = "mmpt") -> None:
+    def __init__(
+        self, max_nodes: int = 512, vocabulary: Literal["mmpt", "archbert_v1"] = "mmpt", summary: bool = False
+    ) -> None:
         if max_nodes < 2:
             raise ConfigError(f"max_nodes is {max_nodes}; expected 2 or more")
-        self.max_nodes, self.vocabulary = max_nodes, vocabulary
+        self.max_nodes, self.vocabulary, self.summary = max_nodes, vocabulary, summary
 
     def __call__(self, samples: Sequence[Any], *, training: bool = False) -> Inputs:
         """See `Processor`."""
         rows = [self._row(index, sample) for index, sample in enumerate(samples)]
-        length = max(len(types) for types, _, _ in rows)
+        length = max(len(types) for types, _, _, _ in rows)
         pad = vocabulary(self.vocabulary).pad
         types = torch.full((len(rows), length), pad)
         shapes = torch.zeros(len(rows), length, 4, dtype=torch.long)
         edges = torch.zeros(len(rows), length, length, dtype=torch.bool)
-        for row, (own_types, own_shapes, own_edges) in enumerate(rows):
+        for row, (own_types, own_shapes, own_edges, _) in enumerate(rows):
             types[row, : len(own_types)] = own_types
             shapes[row, : len(own_types)] = own_shapes
             edges[row, own_edges[0], own_edges[1]] = True
-        return {"types": types, "shapes": shapes, "edges": edges, "mask": types != pad}
+        inputs = {"types": types, "shapes": shapes, "edges": edges, "mask": types != pad}
+        return inputs | ({"summary": torch.stack([counts for *_, counts in rows])} if self.summary else {})
 
-    def _row(self, index: int, sample: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def _row(self, index: int, sample: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         try:
             return _arrays(graph_of(sample), self.max_nodes, self.vocabulary)
         except DataError as error:
@@ -73,15 +80,16 @@ class ArchitectureProcessor(Processor):
 
 
 @lru_cache(maxsize=8192)
-def _arrays(graph: ArchitectureGraph, max_nodes: int, name: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Types (n,), shapes (n, 4) and edges (2, m) of a graph; a graph is seen once in every epoch."""
+def _arrays(graph: ArchitectureGraph, max_nodes: int, name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Types (n,), shapes (n, 4), edges (2, m) and summary of a graph; a graph is seen once in every epoch."""
     known = vocabulary(name)
+    counts = summary(graph)
     if known.unknown is None:
         graph = contracted(graph, lambda kind: kind not in known.numbers)
     graph = condensed(graph, max_nodes)
     types = torch.tensor([known.numbers.get(kind, known.unknown) for kind in graph.types])
     edges = torch.tensor(graph.edges, dtype=torch.long).view(-1, 2).T
-    return types, shape_features(graph.shapes), edges
+    return types, shape_features(graph.shapes), edges, counts
 
 
 def graph_of(sample: Any) -> ArchitectureGraph:
@@ -151,12 +159,38 @@ class GraphAttention(nn.Module):
         return F.elu((weights @ values.transpose(1, 2)).transpose(1, 2).flatten(2))
 
 
+class Standardize(nn.BatchNorm1d):
+    """Features less their mean, divided by their spread, both over all training batches so far, within -4 to 4.
+
+    In training as in evaluation: batches of different sources differ in their means, which a batch norm would take away
+    in training alone.
+
+    Args:
+        size: number of features.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size, eps=1e-3, momentum=None, affine=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(batch, size) -> (batch, size)."""
+        if self.training and len(features) > 1:
+            with torch.no_grad():
+                super().forward(features)  # moves mean and spread
+        scaled = F.batch_norm(features, self.running_mean, self.running_var, eps=self.eps)
+        return scaled.clamp(-4.0, 4.0)
+
+
 class ArchitectureEncoder(Encoder):
     """Type and shape embeddings of nodes, then graph attention in two steps (ArchBERT, arXiv 2310.17737).
 
     Use it with `through_text: true`: its nodes then run through the text transformer as the paper has it, and masked
     node types are predicted behind it. Differences from the released code: padding is never attended to; a node sees
     its successors, its predecessors and itself (`attend: both`), where the released code has successors only.
+
+    Where the processor gives a summary of the whole graph (ArchBERT has none), it becomes a token in front of the
+    nodes, after graph attention; pooling "first" then takes it. A mean over nodes can't count; condensed graphs lack
+    repetitions. While node types are hidden so is the summary, which would give them away.
 
     Args:
         width: size of the tokens; a multiple of 4, and with masked nodes the width of the text transformer.
@@ -198,6 +232,13 @@ class ArchitectureEncoder(Encoder):
         self.neighbours = GraphAttention(width, width, heads)
         self.neighbours_again = GraphAttention(heads * width, width)
         self.norm = nn.LayerNorm(width)
+        self.summarize: nn.Module | None = None
+        if self.processor.summary:
+            self.summarize = nn.Sequential(
+                Standardize(SUMMARY), nn.Linear(SUMMARY, 4 * width), nn.GELU(), nn.Dropout(dropout),
+                nn.Linear(4 * width, width), nn.LayerNorm(width),
+            )  # fmt: skip
+            self.hidden_summary = nn.Parameter(torch.zeros(width))
         self.predictor = nn.Sequential(
             nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width, eps=1e-12), nn.Linear(width, known.size)
         )
@@ -206,15 +247,20 @@ class ArchitectureEncoder(Encoder):
         """See `Encoder`. Only the types of hidden nodes are hidden; their shapes and edges stay visible."""
         types = inputs["types"]
         if corruption is not None:
+            action = corruption.action if self.summarize is None else corruption.action[:, 1:]
             drawn = torch.randint(len(self.operators), types.shape, device=types.device)
-            types = torch.where(corruption.action == RANDOM, self.operators[drawn], types)
-            types = torch.where(corruption.action == MASK, self.hidden, types)
+            types = torch.where(action == RANDOM, self.operators[drawn], types)
+            types = torch.where(action == MASK, self.hidden, types)
         shapes = inputs["shapes"]
         sizes = torch.cat([self.channels(shapes[..., :2]), self.kernels(shapes[..., 2:])], 2).flatten(2)
         nodes = self.dropout(self.types(types) + sizes)
         allowed, mask = self.allowed(inputs["edges"]), inputs["mask"]
         nodes = self.neighbours_again(self.neighbours(nodes, allowed, mask), allowed, mask)
-        return Tokens(self.norm(nodes), mask)
+        tokens = Tokens(self.norm(nodes), mask)
+        if self.summarize is None:
+            return tokens
+        front = self.summarize(inputs["summary"]) if corruption is None else self.hidden_summary.expand(len(mask), -1)
+        return concatenate(full(front.unsqueeze(1)), tokens)
 
     def allowed(self, edges: Tensor) -> Tensor:
         """Which nodes see which: bool (batch, n, n), True at [b, i, j] where node i sees node j."""
@@ -223,8 +269,8 @@ class ArchitectureEncoder(Encoder):
         return edges if self.attend == "successors" else edges.transpose(1, 2)
 
     def units(self, inputs: Inputs) -> Tensor:
-        """See `Encoder`."""
-        return inputs["mask"]
+        """See `Encoder`; a summary in front is none."""
+        return inputs["mask"] if self.summarize is None else F.pad(inputs["mask"], (1, 0), value=False)
 
     def reconstruct(self, tokens: Tokens, corruption: Corruption) -> Tensor:
         """Scores of the operators: (predicted nodes, vocabulary)."""
@@ -232,7 +278,8 @@ class ArchitectureEncoder(Encoder):
 
     def reconstruction_loss(self, predictions: Tensor, inputs: Inputs, corruption: Corruption) -> Part:
         """Mean cross-entropy of the node types."""
-        targets = inputs["types"][corruption.predicted]
+        predicted = corruption.predicted if self.summarize is None else corruption.predicted[:, 1:]
+        targets = inputs["types"][predicted]
         count = max(1, len(targets))
         loss = F.cross_entropy(predictions.float(), targets, reduction="sum") / count
         right = (predictions.argmax(-1) == targets).sum() / count

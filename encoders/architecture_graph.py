@@ -240,6 +240,44 @@ def shape_features(shapes: Sequence[Shape]) -> Tensor:
     return features
 
 
+# The whole graph in numbers
+
+_CONVOLUTIONS = ("conv", "sep_conv", "dil_conv")
+_STATISTICS = 6
+SUMMARY = len({*RELEASED, *EXTRA, UNKNOWN}) + 2 * len(_CONVOLUTIONS) * len(KERNELS) + 1 + _STATISTICS
+"""Length of a summary."""
+
+
+def summary(graph: ArchitectureGraph) -> Tensor:
+    """What a network holds, without what is joined with what.
+
+    Numbers of nodes of each operator; of convolutions of each kind by kernel height, then by width (the nearest of
+    `KERNELS`); of linear layers; parameters, nodes, greatest and mean width, greatest and mean kernel.
+
+    Returns:
+        float (SUMMARY,): log(1 + n) of each.
+    """
+    numbers = vocabulary("mmpt").numbers
+    kinds = torch.zeros(len(numbers))
+    for kind, count in Counter(graph.types).items():
+        kinds[numbers.get(kind, numbers[UNKNOWN])] += count
+    kernels = torch.zeros(len(_CONVOLUTIONS), 2, len(KERNELS))
+    linear = 0
+    for kind, shape in zip(graph.types, graph.shapes, strict=True):
+        if kind in _CONVOLUTIONS and len(shape) == 4:
+            for axis in (0, 1):
+                size = min(shape[2 + axis], KERNELS[-1])
+                kernels[_CONVOLUTIONS.index(kind), axis, int(KERNEL_INDEX[size])] += 1
+        linear += kind == "conv" and len(shape) == 2
+    weights = [shape for shape in graph.shapes if len(shape) in (2, 4)]
+    widths = [shape[0] for shape in weights] or [0]
+    sides = [shape[-1] for shape in weights if len(shape) == 4] or [1]
+    statistics = [
+        graph.parameters, len(graph), max(widths), sum(widths) / len(widths), max(sides), sum(sides) / len(sides),
+    ]  # fmt: skip
+    return torch.log1p(torch.cat([kinds, kernels.flatten(), torch.tensor([float(linear), *map(float, statistics)])]))
+
+
 # Coarser graphs
 
 STRUCTURE = frozenset(

@@ -187,6 +187,11 @@ _NAMES |= dict.fromkeys(
 )
 _NAMES |= {name: name for name in [*RELEASED, *EXTRA] if name not in _NAMES and name not in ("input", "reduce")}
 
+_KEEPS_SHAPE = frozenset(
+    ["batch_norm", "layer_norm", "group_norm", "relu", "gelu", "silu", "hardswish", "hardsigmoid", "sigmoid"]
+)
+"""Calls whose output is like their input: on the meta device most of the time would go into finding that out."""
+
 _WEIGHTED = frozenset(
     [
         "conv",
@@ -242,8 +247,9 @@ class _Recorder(TorchFunctionMode):
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         sources = dict.fromkeys(self.node[id(t)] for t in given if id(t) in self.node)
         weights = [t for t in given if id(t) in self.weight]
-        made = func(*args, **kwargs)
         name = _name(func)
+        made = _like_input(getattr(func, "__name__", ""), args, kwargs)
+        made = func(*args, **kwargs) if made is None else made
         outputs = [t for t in tree_leaves(made) if isinstance(t, Tensor)]
         if name == "__setitem__":
             outputs = [args[0]]
@@ -355,6 +361,15 @@ class _Recorder(TorchFunctionMode):
             self.macs += 2 * query.numel() * key.shape[-2]
         elif given[0].ndim:
             self.macs += output.numel() * given[0].shape[-1]
+
+
+def _like_input(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """What a simple call gives, without calling it; None for other calls."""
+    if name not in _KEEPS_SHAPE or not args or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
+        return None
+    if len(args) > 1 and not name.endswith("_norm"):
+        return None  # `inplace` may be among them
+    return args[0] if kwargs.get("inplace") else torch.empty_like(args[0])
 
 
 def _ghost(tensor: Tensor) -> Tensor:

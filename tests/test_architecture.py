@@ -11,17 +11,25 @@ from torch import nn
 from mmpt.batches import Batch
 from mmpt.config import from_config
 from mmpt.encoder import MASK, RANDOM, Corruption
-from mmpt.encoders.architecture import ArchitectureEncoder, ArchitectureProcessor, GraphAttention
+from mmpt.encoders import architecture_trace
+from mmpt.encoders.architecture import (
+    ArchitectureEncoder,
+    ArchitectureProcessor,
+    GraphAttention,
+    Standardize,
+)
 from mmpt.encoders.architecture_graph import (
+    SUMMARY,
     ArchitectureGraph,
     condensed,
     contracted,
     shape_features,
+    summary,
     vocabulary,
 )
 from mmpt.encoders.architecture_names import build, named_graph
 from mmpt.encoders.architecture_trace import trace
-from mmpt.errors import DataError, SampleError
+from mmpt.errors import ConfigError, DataError, SampleError
 from mmpt.features import Features
 from mmpt.heads import SimilarityHead
 from mmpt.masking import Uniform
@@ -81,6 +89,32 @@ def test_other_widths_change_shapes_only():
     narrow, wide = trace(small_network(8), PICTURE), trace(small_network(16), PICTURE)
     assert (narrow.types, narrow.edges) == (wide.types, wide.edges)
     assert narrow.shapes != wide.shapes
+
+
+class Shortcuts(nn.Module):
+    """Calls whose output is like their input, as people write them."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(8), nn.GroupNorm(2, 8), nn.LayerNorm([8, 6, 6])])
+
+    def forward(self, x):
+        y = self.conv(x)
+        for norm in self.norms:
+            y = norm(y)
+        kept = y
+        nn.functional.relu(y, True)  # in place, by position: `kept` is what it gives
+        z = nn.functional.silu(kept, inplace=True)
+        return nn.functional.gelu(z, approximate="tanh") + kept.sigmoid() + (kept > 0)
+
+
+def test_what_is_not_called_leaves_the_same_graph(monkeypatch):
+    picture = (torch.empty(1, 3, 8, 8),)
+    quick = trace(Shortcuts(), picture)
+    monkeypatch.setattr(architecture_trace, "_KEEPS_SHAPE", frozenset())
+    assert trace(Shortcuts(), picture).to_json() == quick.to_json()
+    assert quick.types[3:8] == ("bn", "gn", "ln", "relu", "silu")
 
 
 def test_grouped_and_dilated_convolutions_have_their_own_types():
@@ -461,6 +495,58 @@ def test_masked_types_are_scored_by_cross_entropy():
     assert part.logs["accuracy"].item() == 0.5
 
 
+# The summary
+
+
+def test_a_summary_counts_operators_kernels_and_sizes():
+    types = ("input", "conv", "conv", "sep_conv", "conv", "relu")
+    shapes = ((), (16, 3, 7, 7), (16, 16, 1, 3), (16, 1, 3, 3), (10, 16), ())
+    graph = ArchitectureGraph(types, shapes, ((0, 1), (1, 2), (2, 3), (3, 4), (4, 5)), parameters=2_999)
+    counts = summary(graph).expm1()
+    known = vocabulary("mmpt").numbers
+    assert {k: round(float(counts[i])) for k, i in known.items() if counts[i] > 0} == Counter(types)
+    kernels = counts[len(known) : len(known) + 48].reshape(3, 2, 8).round().int()
+    assert kernels[0].tolist() == [[1, 0, 0, 1, 0, 0, 0, 0], [0, 1, 0, 1, 0, 0, 0, 0]]  # conv: height, then width
+    assert kernels[1].tolist() == [[0, 1, 0, 0, 0, 0, 0, 0]] * 2
+    assert kernels[2].sum() == 0
+    linear, parameters, nodes, widest, width, greatest, kernel = counts[len(known) + 48 :].tolist()
+    assert len(counts) == SUMMARY
+    assert [linear, nodes, widest, greatest] == pytest.approx([1, 6, 16, 7], rel=1e-4)
+    assert [parameters, width, kernel] == pytest.approx([2999, 14.5, 13 / 3], rel=1e-4)
+
+
+def test_a_summary_is_a_token_in_front_that_knows_the_whole_graph():
+    encoder = ArchitectureEncoder(16, 2, processor=ArchitectureProcessor(8, summary=True)).eval()
+    plain = ArchitectureEncoder(16, 2, processor=ArchitectureProcessor(8)).eval()
+    plain.load_state_dict(encoder.state_dict(), strict=False)
+    deep = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), *[nn.ReLU() for _ in range(20)])
+    networks = [trace(net, PICTURE) for net in (small_network(), deep, nn.Sequential(*deep[:9]))]
+    inputs = encoder.processor(networks)
+    tokens, without = encoder(inputs), plain(plain.processor(networks))
+    assert tokens.mask[:, 0].all()
+    torch.testing.assert_close(tokens.values[:, 1:][without.mask], without.values[without.mask])
+    # both deep ones are condensed to the same nodes; only the summary tells them apart
+    torch.testing.assert_close(without.values[1].sum(0), without.values[2].sum(0))
+    assert (tokens.values[1, 0] - tokens.values[2, 0]).abs().max() > 1e-3
+    torch.testing.assert_close(encoder(encoder.processor(networks[:1])).values[0, 0], tokens.values[0, 0])
+
+
+def test_a_summary_is_hidden_while_types_are_and_is_never_predicted():
+    torch.manual_seed(0)
+    encoder = ArchitectureEncoder(16, 2, processor=ArchitectureProcessor(16, summary=True)).eval()
+    inputs = encoder.processor([trace(small_network(c), PICTURE) for c in (8, 64)])
+    units = encoder.units(inputs)
+    assert not units[:, 0].any()
+    corruption = Uniform(0.5)(units, generator=torch.Generator().manual_seed(0))
+    tokens = encoder(inputs, corruption)
+    assert torch.equal(tokens.values[0, 0], tokens.values[1, 0])
+    predictions = encoder.reconstruct(tokens, corruption)
+    targets = inputs["types"][corruption.predicted[:, 1:]]
+    perfect = nn.functional.one_hot(targets, vocabulary("mmpt").size) * 50.0
+    assert encoder.reconstruction_loss(predictions, inputs, corruption).loss > 1
+    assert encoder.reconstruction_loss(perfect, inputs, corruption).loss < 1e-5
+
+
 # The similarity head
 
 
@@ -509,3 +595,41 @@ def test_the_encoders_configuration_names_its_processor():
     config = ArchitectureEncoder(16, 2, attend="predecessors", processor=ArchitectureProcessor(7)).config()
     built = from_config(config)
     assert (built.attend, built.processor.max_nodes) == ("predecessors", 7)
+
+
+def test_the_logistic_loss_asks_for_the_side_of_the_threshold():
+    head = SimilarityHead("a", loss="logistic", threshold=0.5, temperature=0.1)
+    output = head(_Fixed([[1.0, 0.0], [1.0, 0.0]], [[0.6, 0.8], [0.8, 0.6]], match=torch.tensor([1, 0])))
+    expected = (math.log1p(math.exp(-1.0)) + math.log1p(math.exp(3.0))) / 2
+    assert output.loss.item() == pytest.approx(expected, abs=1e-5)
+    assert output.logs["accuracy"].item() == 0.5
+    with pytest.raises(ConfigError, match="hinge"):
+        SimilarityHead("a", loss="hinge")
+
+
+def test_texts_are_compared_with_every_sample_whose_facts_are_known():
+    # text 0 states fact 1, text 1 none of the list, text 2 fact 0
+    facts = torch.tensor([[1, 1], [0, 0], [1, 0]])
+    labels = {"match": torch.tensor([1, 1, 1]), "facts": facts, "fact": torch.tensor([1, -1, 0])}
+    first = [[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]
+    second = [[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]
+    loss = SimilarityHead("a")(_Fixed(first, second, **labels)).loss.item()
+    true = 1.0  # sample 0 with text 2, cosine 0
+    false = (0.6**2 + 0 + 0.8**2) / 3  # samples 1 and 2 with text 0, sample 1 with text 2
+    assert loss == pytest.approx(0 + 0.5 * true + 0.5 * false, abs=1e-6)
+
+
+def test_standardized_features_have_the_mean_and_spread_of_all_training_batches():
+    layer = Standardize(2)
+    batches = [torch.tensor([[0.0, 5.0], [2.0, 5.0]]), torch.tensor([[4.0, 5.0], [6.0, 5.0]])]
+    for batch in batches:
+        layer(batch)
+    layer.eval()
+    mean, variance = 3.0, 2.0  # means 1 and 5, variances 2 and 2
+    out = layer(torch.tensor([[3.0, 5.0], [3.0 + variance**0.5, 5.0], [1e3, 9.0]]))
+    torch.testing.assert_close(out[:, 0], torch.tensor([(3 - mean), 1.0, 4.0]), atol=1e-3, rtol=0)
+    assert (out[:2, 1] == 0).all()
+    assert out[2, 1] == 4.0
+    before = layer.running_mean.clone()
+    layer(torch.tensor([[9.0, 9.0]]))
+    assert torch.equal(layer.running_mean, before)

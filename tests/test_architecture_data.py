@@ -9,10 +9,21 @@ import torch
 
 from mmpt.datasets import architecture_generated as generated_module
 from mmpt.datasets.architecture import ModelZoo, family_folds, family_words, without_names, zoo
-from mmpt.datasets.architecture_baselines import bag_of_types, jaccard, spectrum
-from mmpt.datasets.architecture_generated import GeneratedNetworks, generated, graph_of_recipe, wider
+from mmpt.datasets.architecture_baselines import bag_of_types, jaccard, judge_statements, spectrum
+from mmpt.datasets.architecture_generated import (
+    GeneratedNetworks,
+    Recipe,
+    changed,
+    clone_pairs,
+    generated,
+    graph_of_recipe,
+    varied,
+)
 from mmpt.datasets.architecture_statements import (
+    CAPTION,
+    caption,
     description,
+    facts,
     followers,
     layers,
     questions,
@@ -122,6 +133,38 @@ def test_a_description_holds_facts_only(graphs):
             assert layers(graph)[name] == int(count) if count else layers(graph)[name] > 0
 
 
+def test_all_facts_hold_and_true_statements_are_among_them(graphs):
+    names = vocabulary_of(graphs)
+    for number, graph in enumerate(graphs):
+        said = facts(graph)
+        assert all(holds(text, graph) for text in said)
+        for hard in (True, False):
+            for true in (True, False):
+                found = statement(graph, names, random.Random(number), true, hard)
+                assert found is None or found.kind == "size" or (found.text in said) == true
+
+
+def test_a_caption_names_the_most_frequent_layers_in_falling_order():
+    graph = chain("input", "conv", "relu", "conv", "relu", "conv", "bn", "max_pool", "gelu")
+    assert caption(graph) == "3 3x3 convolutions, 2 relu, 1 batch normalization, 1 gelu"
+    assert caption(graph, 1) == "3 3x3 convolutions"
+    assert caption(chain("input", "view")) == "no layer with a name"
+
+
+def test_questions_stand_in_front_of_their_answers_with_the_separator_between():
+    source = GeneratedNetworks(COUNT, 4, about="questions")
+    part = source.split("test")
+    kinds = set()
+    for index in range(len(part)):
+        sample = part[index]
+        graph = sample.modalities["architecture"]
+        asked, answer = sample.modalities["text"].split("[SEP]")
+        right = {question.text: question.answer for question in questions(graph)} | {CAPTION: caption(graph)}
+        assert right[asked] == answer
+        kinds.add(asked)
+    assert CAPTION in kinds
+
+
 def test_templates_name_every_layer_of_the_generated_networks(graphs):
     words = set(" ".join(template_texts()).split())
     assert set(" ".join(vocabulary_of(graphs)).split()) <= words
@@ -150,12 +193,56 @@ def test_a_networks_layers_are_those_of_its_recipe():
         assert found["dil_conv"] == drawn["dil3"] + drawn["dil5"]
 
 
-def test_a_clone_is_wider_and_otherwise_the_same():
-    for network in generated(5, 4, 0):
-        assert network.clone.types == network.graph.types
-        assert network.clone.edges == network.graph.edges
-        assert network.clone.shapes != network.graph.shapes
-        assert graph_of_recipe(wider(network.recipe)).shapes == network.clone.shapes
+RECIPE = Recipe(3, 16, (("conv3", "attention"), ("max", "se")), (0,), "batch", "relu", 1)
+
+
+def test_a_clone_has_other_widths_and_another_order_and_computes_the_same():
+    for seed in range(20):
+        clone = varied(RECIPE, random.Random(seed))
+        assert clone.channels != RECIPE.channels
+        assert [sorted(cell) for cell in clone.cells] == [sorted(cell) for cell in RECIPE.cells]
+        assert clone.combination == RECIPE.combination
+    graph, again = graph_of_recipe(RECIPE), graph_of_recipe(RECIPE, rewritten=True)
+    told = Counter(again.types) - Counter(graph.types), Counter(graph.types) - Counter(again.types)
+    # attention in products and a mean with nothing to flatten; dropout and identities leave no node
+    assert told[0]["bias"] == 3  # stem, conv3, halving
+    assert {"bmm", "softmax"} <= set(told[0])
+    assert told[1]["scaled_dot_product"] == 1
+    assert not {"dropout", "identity"} & set(again.types)
+
+
+def test_a_changed_copy_differs_in_one_place():
+    kinds = Counter()
+    for seed in range(60):
+        other = changed(RECIPE, random.Random(seed))
+        before = Counter(layer for cell in RECIPE.cells for layer in cell)
+        behind = Counter(layer for cell in other.cells for layer in cell)
+        if len(other.cells) > len(RECIPE.cells):
+            kinds["cell"] += 1
+            assert not before - behind
+            assert len(other.halve) == len(RECIPE.halve)
+            assert graph_of_recipe(other).parameters > graph_of_recipe(RECIPE).parameters
+        else:
+            kinds["layer"] += 1
+            assert (before - behind).total() == (behind - before).total() == 1
+    assert min(kinds["cell"], kinds["layer"]) > 5
+
+
+def test_pairs_of_networks_say_which_are_clones():
+    networks = GeneratedNetworks(COUNT, 4).networks("train")
+    pairs = clone_pairs(networks)
+    assert [(pair.same, pair.near) for pair in pairs[:3]] == [(True, True), (False, True), (False, False)]
+    assert len(pairs) == 3 * len(networks)
+    told = 0
+    for network, same, copy, other in zip(networks, pairs[::3], pairs[1::3], pairs[2::3], strict=True):
+        assert same.first is copy.first is other.first is network.graph
+        assert same.text == copy.text == other.text
+        assert holds(same.text, network.graph)
+        told += not holds(copy.text, copy.second)
+        ends = [Counter(g.types)["sum"] for g in (network.graph, same.second)]
+        assert ends[0] == ends[1]
+    assert told > 0.9 * len(networks)
+    assert [p.second.to_json() for p in clone_pairs(networks)] == [p.second.to_json() for p in pairs]
 
 
 def test_no_combination_of_layers_is_in_two_splits():
@@ -265,6 +352,22 @@ def test_overlap_counts_nodes_and_edges_by_label():
     assert jaccard(a, b) == pytest.approx(3 / 7)  # input, conv, input-conv of 3 + 2 + 3 + 2 - 3
 
 
+def test_overlap_may_leave_widths_or_whole_shapes_aside():
+    def conv(*shape: int) -> ArchitectureGraph:
+        return ArchitectureGraph(("input", "conv"), ((), shape), ((0, 1),))
+
+    narrow, wide, other = conv(8, 3, 3, 3), conv(16, 3, 3, 3), conv(8, 3, 5, 5)
+    assert [jaccard(narrow, wide, label) for label in ("shape", "kernel", "type")] == [1 / 5, 1, 1]
+    assert [jaccard(narrow, other, label) for label in ("shape", "kernel", "type")] == [1 / 5, 1 / 5, 1]
+
+
+def test_logistic_regression_gives_odds_for_what_is_true():
+    with_relu, without = chain("input", "conv", "relu"), chain("input", "conv", "gelu")
+    graphs, texts = [with_relu, without] * 10, ["the network uses relu"] * 20
+    odds = judge_statements(graphs, texts, [1, 0] * 10, [with_relu, without], texts[:2])
+    assert odds[0] > 0 > odds[1]
+
+
 def test_the_spectrum_tells_shapes_of_graphs_apart_and_not_the_order_of_nodes():
     fork = ArchitectureGraph(("a",) * 4, ((),) * 4, ((0, 1), (0, 2), (0, 3)))
     other = ArchitectureGraph(("a",) * 4, ((),) * 4, ((0, 3), (1, 3), (2, 3)))
@@ -287,3 +390,25 @@ def test_lengths_are_the_nodes_of_each_sample():
     nodes = [len(examples[i].modalities["architecture"].types) for i in range(len(examples))]
     assert source.lengths("train") == nodes
     assert len(set(nodes)) > 1
+
+
+def test_facts_of_statements_say_what_else_is_true_of_a_network():
+    source = GeneratedNetworks(COUNT, 4)
+    for split in ("train", "test"):
+        part = source.split(split)
+        rows = [part[i] for i in range(min(len(part), 40))]
+        assert len({len(row.labels["facts"]) for row in rows}) == 1
+        for row in rows:
+            fact = row.labels["fact"]
+            if "million" in row.modalities["text"]:
+                assert fact == -1
+                continue
+            assert row.labels["facts"][fact] <= row.labels["match"]  # a true one may be new in the test
+            assert split == "test" or row.labels["facts"][fact] == row.labels["match"]
+        true = [row for row in rows if row.labels["fact"] >= 0]
+        texts = {row.labels["fact"]: row.modalities["text"] for row in true if row.labels["facts"][-1] == 0}
+        for row in rows:
+            said = facts(row.modalities["architecture"])
+            for number, text in texts.items():
+                if number < len(row.labels["facts"]) - 1:
+                    assert row.labels["facts"][number] == (text in said)

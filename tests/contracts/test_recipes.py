@@ -99,9 +99,10 @@ def test_architecture_recipe_runs_and_its_model_finds_networks(tmp_path):
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
     metrics = json.loads((run / "metrics.json").read_text())
-    for name in ("search/network_to_text/R@5", "reasoning/hard/accuracy", "clones/auroc", "questions/accuracy"):
+    for name in ("search/network_to_text/R@5", "reasoning/hard/accuracy", "clones/near/auroc", "questions/accuracy"):
         assert 0 <= metrics[name] <= 1
     assert "search/network_to_text/R@5_bag_of_types" in metrics
+    assert {"captions/zoo/rougeL_nearest", "cost/macs/kendall_parameters", "accuracy/cora/spearman"} <= set(metrics)
     assert (run / "report.html").is_file()
     table = tmp_path / "mine.csv"
     table.write_text("network\nresnet18\nno_such_model\n")

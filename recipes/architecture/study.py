@@ -1,0 +1,145 @@
+"""Measure the architecture recipe over seeds, with and without masked nodes, the summary and the contrastive loss.
+
+    python recipes/architecture/study.py --output study.jsonl [--seeds 0 1 2] [--parts main "without masked nodes" ...]
+        [--steps N] [--split validation] [--minutes 30] [--smoke]
+
+Seed N trains on and tests with other families: fold N of five is the test, fold N + 1 the validation split. Generated
+networks and graph neural networks are divided in the same way for all seeds. Every finished run is a line of the output
+file; what is there already is not run again. `--minutes` starts no new run after that time; `--split validation` is for
+choosing settings. At the end means and standard deviations over the seeds are printed, baselines beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from evaluation import accuracy, answers, captions, clones, cost, reasoning, search
+from rich.console import Console
+from rich.table import Table
+from run import configuration, set_arguments
+
+from mmpt.config import from_config
+from mmpt.data import MultimodalData
+from mmpt.datasets.architecture_bench import GraphNetworkBench
+from mmpt.model import MultimodalModel
+from mmpt.pretraining import Pretraining
+from mmpt.recipe import keep_freed_memory
+from mmpt.source import Split
+
+VARIANTS = ("main", "without masked nodes", "without summary", "cosine error")
+
+
+def varied(config: dict[str, Any], variant: str) -> dict[str, Any]:
+    """The recipe's configuration with one thing changed.
+
+    - `without masked nodes`: no masked architecture modelling.
+    - `without summary`: ArchBERT's encoder as it is, the mean over nodes.
+    - `cosine error`: the paper's objective, the squared error of cosines. Statements have their labels; descriptions
+      are compared with the own text and one other, instead of by contrast with the whole batch.
+    """
+    model = config["model"]["init_args"]
+    if variant == "without masked nodes":
+        model["weights"]["nodes"] = 0.0
+    elif variant == "without summary":
+        set_arguments(config, "ArchitectureProcessor", {"summary": False})
+        model["model"]["init_args"]["modalities"]["architecture"]["init_args"]["pooling"] = "mean"
+    elif variant == "cosine error":
+        for name in ("descriptions", "statements"):
+            head = {"class_path": "mmpt.heads.SimilarityHead", "init_args": {"first": "architecture"}}
+            model["heads"][name] = head
+            model["weights"][name] = 4.0  # a squared error of cosines is small
+    return config
+
+
+def pretrained(variant: str, seed: int, steps: int | None, smoke: bool) -> tuple[MultimodalModel, MultimodalData]:
+    """The recipe's training in this process, without a run folder."""
+    config = varied(configuration(seed, smoke), variant)
+    L.seed_everything(seed, verbose=False)
+    module = Pretraining(**from_config(config["model"]["init_args"]))
+    data = MultimodalData(**{**from_config(config["data"]), "seed": seed})
+    trainer = L.Trainer(
+        max_steps=steps or config["trainer"]["max_steps"], accelerator="cpu", precision=config["trainer"]["precision"],
+        gradient_clip_val=config["trainer"]["gradient_clip_val"], logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, limit_val_batches=0,
+    )  # fmt: skip
+    trainer.fit(module, data)
+    model = module.model.eval()
+    return model, data.attach(model.processors)
+
+
+def measured(variant: str, seed: int, steps: int | None, split: Split, smoke: bool) -> dict[str, float]:
+    """Everything that `run.py` measures."""
+    began = time.process_time()
+    model, data = pretrained(variant, seed, steps, smoke)
+    metrics = {"minutes/training": (time.process_time() - began) / 60}
+    zoo, statements, asked = (data.sources[name] for name in ("zoo", "statements", "questions"))
+    bench = GraphNetworkBench(limit=100 if smoke else 4000)
+    threshold = 0.5 if variant == "cosine error" else 0.0
+    metrics |= search(model, zoo, split) | reasoning(model, statements, split, threshold)  # type: ignore[arg-type]
+    metrics |= clones(model, statements, split)  # type: ignore[arg-type]
+    metrics |= answers(model, asked, split) | captions(model, zoo, asked, split)  # type: ignore[arg-type]
+    metrics |= cost(model, zoo, split) | accuracy(model, bench, split)  # type: ignore[arg-type]
+    return metrics | {"minutes/everything": (time.process_time() - began) / 60}
+
+
+def main() -> None:
+    """Run what is missing, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--parts", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--steps", type=int, help="of training, in place of the recipe's")
+    parser.add_argument("--split", choices=["test", "validation"], default="test")
+    parser.add_argument("--minutes", type=float, default=1e9)
+    parser.add_argument("--smoke", action="store_true", help="two steps on few networks")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    keep_freed_memory()
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    rows = read(options.output)
+    # the recipe itself over all seeds first, then everything else seed by seed
+    for seed, part in sorted(product(options.seeds, options.parts), key=lambda pair: (pair[1] != "main", pair[0])):
+        facts = {"run": part, "seed": seed, "split": options.split}
+        done = any(facts.items() <= row.items() for row in rows)
+        if done or time.monotonic() - began > 60 * options.minutes:
+            continue
+        steps = options.steps or (2 if options.smoke else None)
+        metrics = measured(part, seed, steps, options.split, options.smoke)
+        with options.output.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**facts, "metrics": metrics}) + "\n")
+        print(f"{part}, seed {seed}: {metrics['minutes/everything']:.1f} minutes", flush=True)
+    print_table([row for row in read(options.output) if row["split"] == options.split])
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The finished runs of a file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Mean and standard deviation of each metric of each run over its seeds; baselines have a suffix."""
+    table = Table("run", "metric", "mean", "sd", "seeds")
+    for name in dict.fromkeys(row["run"] for row in rows):
+        own = [row["metrics"] for row in rows if row["run"] == name]
+        for metric in own[0]:
+            values = [metrics[metric] for metrics in own]
+            table.add_row(name, metric, f"{np.mean(values):.3f}", f"{np.std(values):.3f}", str(len(values)))
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()

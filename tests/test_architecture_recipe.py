@@ -1,0 +1,125 @@
+"""What the architecture recipe measures, and the variants of its study."""
+
+import importlib
+import json
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from mmpt.catalogue import recipes_folder
+from mmpt.encoders.architecture_graph import ArchitectureGraph
+from mmpt.heads import ContrastiveHead, SimilarityHead
+from mmpt.source import Sample
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    """Modules of the recipe by name, without leaving them on the path for others."""
+    folder = str(recipes_folder() / "architecture")
+    before = set(sys.modules)
+    sys.path.insert(0, folder)
+    yield importlib.import_module
+    sys.path.remove(folder)
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(folder):
+            del sys.modules[name]
+
+
+def graph(*types: str, parameters: int = 1) -> ArchitectureGraph:
+    edges = tuple((i, i + 1) for i in range(len(types) - 1))
+    return ArchitectureGraph(types, ((),) * len(types), edges, parameters=parameters)
+
+
+def test_ranks_follow_the_scores_of_each_row(recipe):
+    scores = torch.tensor([[0.9, 0.1, 0.5], [0.2, 0.8, 0.3]])
+    right = torch.tensor([[False, False, True], [False, True, False]])
+    result = recipe("evaluation").ranked(scores, right)
+    assert result.ranks.tolist() == [2, 1]
+    assert result.recall[1] == 0.5
+
+
+def test_captions_stand_beside_the_most_frequent_and_the_nearest(recipe):
+    known = [(graph("input", "relu"), "a b"), (graph("input", "gelu"), "c d"), (graph("input", "silu"), "a b")]
+    found = recipe("evaluation")._rouge_beside("x", ["c d"], ["c d e f"], known, [graph("input", "gelu", "gelu")])
+    # 2 of 4 written words are right, and 2 of 2 wanted ones written
+    assert found["x/rouge1"] == pytest.approx(2 / 3, abs=1e-5)
+    assert found["x/rougeL"] == pytest.approx(2 / 3, abs=1e-5)
+    assert found["x/rouge1_most_frequent"] == 0
+    assert found["x/rouge1_nearest"] == 1
+
+
+class _Sized(nn.Module):
+    """Embeds a network as the number of its nodes."""
+
+    def embed(self, name, graphs):
+        return torch.tensor([[float(len(g)), 1.0] for g in graphs])
+
+
+def test_regression_stands_beside_parameters_and_bags(recipe, monkeypatch):
+    module = recipe("evaluation")
+    monkeypatch.setattr(module, "rebuilt", lambda model: model)
+    rows = [
+        Sample({"architecture": graph("input", *["relu"] * n, parameters=100 - n)}, str(n), {"accuracy": float(n)})
+        for n in range(1, 30)
+    ]
+    found = module._regression("x", _Sized(), rows[::2], rows[1::2], lambda row: row.labels["accuracy"])
+    assert found["x/spearman"] == found["x/kendall"] == pytest.approx(1)
+    assert found["x/r2"] > 0.99
+    assert found["x/spearman_parameters"] == pytest.approx(1)  # a falling line is a line
+    assert found["x/spearman_bag_of_types"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_a_seed_tests_on_its_own_families(recipe, seed):
+    config = recipe("run").configuration(seed)
+    assert config["data"]["sources"]["zoo"]["init_args"]["fold"] == seed % 5
+    texts = config["model"]["init_args"]["model"]["init_args"]["text"]["init_args"]["tokenizer"]["init_args"]["texts"]
+    assert texts["init_args"]["fold"] == seed % 5  # the tokenizer knows no text of the test families either
+
+
+def test_variants_change_what_they_say(recipe):
+    from mmpt.config import from_config
+
+    study, run = recipe("study"), recipe("run")
+    built = {}
+    for variant in study.VARIANTS:
+        config = study.varied(run.configuration(0, smoke=True), variant)
+        arguments = config["model"]["init_args"]
+        heads = from_config(arguments["heads"])
+        modality = from_config(arguments["model"]["init_args"]["modalities"])["architecture"]
+        built[variant] = (heads, modality, arguments["weights"])
+        assert set(arguments["weights"]) <= set(heads)
+    heads, modality, weights = built["main"]
+    assert modality.encoder.processor.summary
+    assert modality.pooling == "first"
+    assert weights["nodes"] > 0 == built["without masked nodes"][2]["nodes"]
+    assert not built["without summary"][1].encoder.processor.summary
+    assert built["without summary"][1].pooling == "mean"
+    assert isinstance(heads["descriptions"], ContrastiveHead)
+    paper = built["cosine error"][0]
+    assert isinstance(paper["descriptions"], SimilarityHead)
+    assert paper["statements"].threshold == 0.5
+    assert paper["statements"].temperature is None
+
+
+def test_what_a_file_has_is_not_run_again(recipe, tmp_path, monkeypatch, capsys):
+    study = recipe("study")
+    done = []
+
+    def measured(variant, seed, steps, split, smoke):
+        done.append((variant, seed, split))
+        return {"search": float(seed), "minutes/everything": 0.0}
+
+    monkeypatch.setattr(study, "measured", measured)
+    path = tmp_path / "study.jsonl"
+    for arguments in (["--seeds", "0"], ["--seeds", "0", "2"], ["--seeds", "0", "--split", "validation"]):
+        monkeypatch.setattr(sys, "argv", ["study.py", "--output", str(path), "--parts", "main", *arguments])
+        study.main()
+    tables = capsys.readouterr().out.split("run")
+    assert done == [("main", 0, "test"), ("main", 2, "test"), ("main", 0, "validation")]
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["metrics"]["search"] for row in rows] == [0.0, 2.0, 0.0]
+    assert "1.000" in tables[2]  # the mean of 0 and 2
+    assert "1.000" not in tables[3]  # the other split stands by itself
