@@ -1,4 +1,4 @@
-"""What `mmpt evaluate`, `mmpt embed`, `mmpt search` and `mmpt export` do."""
+"""What `mmpt evaluate`, `mmpt embed` and `mmpt search` do."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from torch import Tensor
 
 from mmpt.batches import Batch
 from mmpt.catalogue import recipe_folder, recipe_names
-from mmpt.checkpoint import CONFIG, save_pretrained
 from mmpt.config import from_config, packages
 from mmpt.data import MultimodalData
-from mmpt.errors import CheckpointError, ConfigError, DataError
+from mmpt.errors import ConfigError, DataError
 from mmpt.evaluation.linear_probe import linear_probe
 from mmpt.evaluation.nearest import nearest
 from mmpt.evaluation.record import Evaluation, class_tables
@@ -160,7 +159,7 @@ def embed_split(
     """
     parts: dict[str, list[Tensor]] = {name: [] for name in modalities}
     labels: dict[str, list[Tensor]] = {}
-    for batch in _batches(model, data.loader(split)):
+    for batch in usable_batches(model, data.loader(split)):
         for name in modalities:
             if name not in batch.inputs:
                 raise DataError(f"the {split} split has no {name}; it has {', '.join(batch.inputs)}")
@@ -171,7 +170,7 @@ def embed_split(
     return (*(torch.cat(parts[name]) for name in modalities), joined)
 
 
-def _batches(model: MultimodalModel, loader: Iterable[Batch]) -> Iterable[Batch]:
+def usable_batches(model: MultimodalModel, loader: Iterable[Batch]) -> Iterable[Batch]:
     """The usable batches on the model's device, with the model in evaluation mode."""
     device = next(model.parameters()).device
     with evaluating(model), torch.no_grad():
@@ -300,65 +299,6 @@ class _Reduced:
     def __getitem__(self, index: int) -> Sample:
         sample = self.samples[self.start + index]
         return Sample({self.modality: sample.modalities[self.modality]}, sample.name)
-
-
-def export(checkpoint: Path, output: Path) -> Path:
-    """`mmpt export`: the weights of a training checkpoint in a model folder.
-
-    Raises:
-        CheckpointError: not a checkpoint of a run folder, or damaged.
-    """
-    if not checkpoint.is_file():
-        raise CheckpointError(f"{checkpoint} does not exist; checkpoints lie in RUN/checkpoints")
-    template = checkpoint.resolve().parent.parent / "model"
-    if not (template / CONFIG).is_file():
-        raise CheckpointError(
-            f"{template / CONFIG} is missing; a checkpoint is exported within its run folder, whose model/ describes "
-            "the architecture"
-        )
-    model = from_config(
-        yaml.safe_load((template / CONFIG).read_text(encoding="utf-8")), folder=template, trust=_own_classes(template)
-    )
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    except Exception as error:  # torch raises many kinds for damaged and for unsafe files
-        raise CheckpointError(f"{checkpoint} can't be read as a checkpoint of plain tensors: {error}") from error
-    own = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
-    try:
-        model.load_state_dict(own)
-    except RuntimeError as error:
-        raise CheckpointError(f"{checkpoint} does not fit {template / CONFIG}: {error}") from error
-    return save_pretrained(model, output)
-
-
-def export_onnx(folder: Path, config: Path, path: str | None = None, trust: Sequence[str] = ()) -> list[Path]:
-    """`mmpt export --onnx`: every tower that the data has samples for, beside the model as MODALITY.onnx.
-
-    Args:
-        folder: of the model.
-        config: a configuration whose data give the example that is traced.
-        path: replaces its default data.
-        trust: packages besides mmpt whose classes the folder may name.
-
-    Raises:
-        ConfigError: a tower that ONNX can't follow.
-    """
-    from mmpt.onnx_export import export_tower
-
-    model = MultimodalModel.from_pretrained(folder, trust=[*trust, *_own_classes(folder)])
-    data = data_of(config, path).attach(model.processors)
-    data.eval_batch_size = 3
-    batch = next(iter(_batches(model, data.loader("test"))))
-    return [
-        export_tower(model, name, inputs, folder / f"{name}.onnx")
-        for name, inputs in batch.inputs.items()
-        if name in model.modalities
-    ]
-
-
-def _own_classes(folder: Path) -> list[str]:
-    """Packages that a run folder's own configuration names: it was written here, by a run that had imported them."""
-    return sorted(packages(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))))
 
 
 def data_of(config: Path, path: str | None = None, first_source: bool = False) -> MultimodalData:

@@ -57,6 +57,10 @@ class TrainingCLI(LightningCLI):
             "--resume", type=str | None, default=None, help="go on with the run in this folder (fit), as it was"
         )
 
+        parser.add_argument(
+            "--license", type=str | None, default=None, help="of the trained model, for its card, e.g. apache-2.0"
+        )
+
     def before_instantiate_classes(self) -> None:
         """Point everything that writes to the run folder."""
         config = self.config[self.subcommand] if self.subcommand else self.config
@@ -79,7 +83,7 @@ class TrainingCLI(LightningCLI):
                 CSVLogger(str(run), name="logs", version=version),
                 TensorBoardLogger(str(run), name="logs", version=version),
             ]
-        callbacks: list[L.Callback] = [RunFolder(run), PredictionWriter(run)]
+        callbacks: list[L.Callback] = [RunFolder(run, self._get(self.config_init, "license")), PredictionWriter(run)]
         if config.get("enable_progress_bar") is not False:
             callbacks.append(RichProgressBar(leave=False))
         if kwargs.get("logger") or config.get("logger"):

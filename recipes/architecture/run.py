@@ -66,7 +66,7 @@ def run(options: RecipeOptions, console: Console) -> dict[str, float]:
     metrics |= stages.run("cost of unseen families", cost, model, zoo)
     stages.run("examples and map", illustrate, model, zoo, options)
     metrics |= {f"minutes/{name}": seconds / 60 for name, seconds in stages.seconds.items()}
-    finish(options.output, metrics, console)
+    finish(options.output, metrics, console, data)
     return metrics
 
 

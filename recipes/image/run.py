@@ -54,7 +54,7 @@ def run(options: RecipeOptions, console: Console) -> dict[str, float]:
         metrics |= stages.run("fine-tuning with few labels", fine_tuning, options, own)
     stages.run("examples and map", illustrate, model, data, options)
     metrics |= {f"minutes/{name}": seconds / 60 for name, seconds in stages.seconds.items()}
-    finish(options.output, metrics, console)
+    finish(options.output, metrics, console, data)
     return metrics
 
 
