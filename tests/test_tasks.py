@@ -318,6 +318,12 @@ def test_class_tables_by_hand():
     assert (rows[0].precision, rows[0].recall, rows[1].precision, rows[1].support) == (1.0, 0.5, 0.5, 1)
 
 
+def test_several_labels_have_a_table_and_no_confusion():
+    rows, confusion = class_tables(np.array([[1, 0], [1, 1]]), np.array([[1, 1], [0, 1]]), ["a", "b"])
+    assert confusion == []
+    assert (rows[0].precision, rows[0].recall, rows[1].precision, rows[1].support) == (1.0, 0.5, 0.5, 1)
+
+
 def test_differences_are_paired_by_name():
     first = (["a", "b", "c"], np.array([0.0, 1.0, 0.0]))
     second = (["c", "b", "x"], np.array([1.0, 1.0, 0.0]))

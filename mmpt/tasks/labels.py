@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from mmpt.config import from_config, to_config
 from mmpt.encoder import IGNORED, KEEP
 from mmpt.errors import ConfigError, DataError
 from mmpt.evaluation.calibration import calibration
-from mmpt.evaluation.record import Evaluation, class_tables, joined
+from mmpt.evaluation.intervals import macro_f1, macro_recall
+from mmpt.evaluation.record import Evaluation, class_tables, classified, joined
 from mmpt.features import Features
 from mmpt.heads.head import HeadOutput
 from mmpt.model import MultimodalModel
@@ -192,18 +194,18 @@ class Classification(LabelTask):
             return Evaluation()
         confidence, answers, targets = rows[:, 0], rows[:, 1].astype(int), rows[:, 2].astype(int)
         correct = answers == targets
-        classes, confusion = class_tables(targets, answers, self.label_names)
-        present = [row for row in classes if row.support]
+        found = classified(targets, answers, self.label_names, names, macro_f1=macro_f1, balanced_accuracy=macro_recall)
+        present = [row for row in found.classes if row.support]
         calibrated = calibration(confidence, correct)
         metrics = {
             "accuracy": float(correct.mean()),
-            "accuracy_majority": max(row.support for row in classes) / len(targets),
+            "accuracy_majority": max(row.support for row in present) / len(targets),
             "macro_f1": float(f1_score(targets, answers, average="macro", zero_division=0.0)),
             "balanced_accuracy": float(np.mean([row.recall for row in present])),
             "balanced_accuracy_majority": 1 / len(present),
             "ece": calibrated.ece,
         }
-        return Evaluation(metrics, {"accuracy": correct.astype(float)}, names, {}, classes, confusion, calibrated)
+        return replace(found, metrics=metrics, calibration=calibrated)
 
     def predict(self, features: Features) -> dict[str, Any]:
         """The most probable label and its probability."""
@@ -283,7 +285,8 @@ class MultiLabel(LabelTask):
                 average_precision_score(targets[:, known], scores[:, known], average="macro")
             )
             metrics["average_precision_chance"] = float(shares[known].mean())
-        return Evaluation(metrics, {"exact_match": (answers == targets).all(1).astype(float)}, names)
+        classes, _ = class_tables(targets.astype(int), answers.astype(int), self.label_names)
+        return Evaluation(metrics, {"exact_match": (answers == targets).all(1).astype(float)}, names, {}, classes)
 
     def predict(self, features: Features) -> dict[str, Any]:
         """The labels of more than even probability, separated by semicolons, and the probability of each label."""
