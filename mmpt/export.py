@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,6 +96,8 @@ def export_folder(folder: Path, output: Path, license: str | None = None) -> Pat
 def export_onnx(folder: Path, config: Path, path: str | None = None, trust: Sequence[str] = ()) -> list[Path]:
     """`mmpt export --onnx`: every tower that the data has samples for, beside the model as MODALITY.onnx.
 
+    A folder that was tuned for a task with labels gets MODALITY-TASK.onnx as well, which gives the scores.
+
     Args:
         folder: of the model.
         config: a configuration whose data give the example that is traced.
@@ -104,17 +107,30 @@ def export_onnx(folder: Path, config: Path, path: str | None = None, trust: Sequ
     Raises:
         ConfigError: a tower that ONNX can't follow.
     """
-    from mmpt.onnx_export import export_tower
+    from mmpt.finetuning import FineTuning
+    from mmpt.onnx_export import export_tower, export_tuned
+    from mmpt.tasks.labels import LabelTask
 
     model = MultimodalModel.from_pretrained(folder, trust=[*trust, *own_classes(folder)])
     data = data_of(config, path).attach(model.processors)
     data.eval_batch_size = 3
     batch = next(iter(usable_batches(model, data.loader("test"))))
-    return [
+    written = [
         export_tower(model, name, inputs, folder / f"{name}.onnx")
         for name, inputs in batch.inputs.items()
         if name in model.modalities
     ]
+    if (folder / TASK).is_file():
+        facts = json.loads((folder / TASK).read_text(encoding="utf-8"))
+        module = FineTuning(
+            str(folder), facts["modality"], facts["label"], facts["task"], trust=[*trust, *own_classes(folder)]
+        )
+        task = module.task
+        if isinstance(task, LabelTask) and task.modality in batch.inputs:
+            inputs = task.example(module.model, batch.inputs[task.modality])
+            place = folder / f"{task.modality}-{task.name}.onnx"
+            written.append(export_tuned(module.model, task, inputs, place))
+    return written
 
 
 def own_classes(folder: Path) -> list[str]:

@@ -100,6 +100,16 @@ def test_a_folder_is_exported_whole_and_keeps_its_card_where_no_run_is_known(run
         export_folder(tmp_path / "nowhere", tmp_path / "x")
 
 
+@pytest.mark.slow
+def test_a_tuned_folder_is_exported_with_its_scores_as_onnx(run, tmp_path):
+    pytest.importorskip("onnxscript")
+    config = run.parent / "finetune.yaml"
+    given = ["--model", run / "model", "--output", tmp_path / "out", "--onnx", "--config", config]
+    assert mmpt("export", *given) == 0
+    names = {path.name for path in (tmp_path / "out").glob("*.onnx")}
+    assert names == {"points.onnx", "text.onnx", "points-classification.onnx"}
+
+
 def test_a_new_run_in_the_folder_of_another_forgets_its_numbers(run, tmp_path):
     write_metrics(tmp_path, {"old/accuracy": 1.0})
     config = run.parent / "finetune.yaml"

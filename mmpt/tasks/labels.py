@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score, f1_score, r2_score
 from torch import Tensor, nn
 
 from mmpt.config import from_config, to_config
-from mmpt.encoder import IGNORED, KEEP
+from mmpt.encoder import IGNORED, KEEP, Corruption, Inputs
 from mmpt.errors import ConfigError, DataError
 from mmpt.evaluation.calibration import calibration
 from mmpt.evaluation.intervals import macro_f1, macro_recall
@@ -112,10 +112,23 @@ class LabelTask(Task):
             corruption = self.options.masking(encoder.units(inputs), encoder.groups(inputs), encoder.max_units(inputs))
             if self.per_unit and targets is not None:
                 targets = targets.masked_fill(corruption.action != KEEP, IGNORED)
+        return self.logits(features.model, inputs, corruption), targets
+
+    def logits(self, model: MultimodalModel, inputs: Inputs, corruption: Corruption | None = None) -> Tensor:
+        """Scores of processed inputs, for tagging those of `Encoder.unit_labels`: (batch, [length,] outputs)."""
+        tower = model.modality(self.modality)
         tokens = tower.encoder(inputs, corruption)
         if tower.through_text:
-            tokens = features.model.contextualize(self.modality, tokens)
-        return self.head(tokens, tower.pool), targets
+            tokens = model.contextualize(self.modality, tokens)
+        return self.head(tokens, tower.pool)
+
+    def example(self, model: MultimodalModel, inputs: Inputs) -> Inputs:
+        """What `logits` reads, of what the processor gives: without what would tell the labels of units."""
+        return model.modality(self.modality).encoder.unit_labels(inputs, self.label)[0] if self.per_unit else inputs
+
+    def answers(self, scores: Tensor) -> Tensor:
+        """Scores as they are handed to other programs: logits."""
+        return scores
 
     def loss(self, scores: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """Mean over what has a label; 0 where nothing has one. Weighted by class, if that was chosen."""
@@ -335,6 +348,10 @@ class Regression(LabelTask):
     def numbers(self, scores: Tensor) -> Tensor:
         """Scores (batch, 1) -> numbers in the unit of the data, (batch,)."""
         return scores.squeeze(-1).float() * self.spread + self.mean
+
+    def answers(self, scores: Tensor) -> Tensor:
+        """Numbers in the unit of the data."""
+        return self.numbers(scores)
 
     def finish(self) -> Evaluation:
         """Mean absolute error, root mean squared error, R², beside always answering the training mean."""
