@@ -156,6 +156,10 @@ class TestLosses:
         weights = task.balanced(values)
         assert [float(weights[i] * (values == i).sum()) for i in range(3)] == pytest.approx([10 / 3] * 3)
 
+    def test_numbers_have_no_classes(self, folder):
+        with pytest.raises(ConfigError, match="no classes"):
+            module_of(folder, "regression", class_weights="balanced")
+
 
 class TestAdapters:
     @pytest.mark.parametrize("dora", [False, True])
@@ -304,6 +308,24 @@ def test_few_shots_are_balanced_nested_and_leave_the_test_alone():
     assert {s.name for s in few.split("train")} < {s.name for s in more.split("train")}
     assert {s.name for s in few.split("train")} != {s.name for s in FewShot(PointsSource(), 2, seed=2).split("train")}
     assert len(few.split("test")) == 16
+
+
+def test_few_shots_pass_over_samples_without_a_label_or_that_can_not_be_read():
+    class Holes(PointsSource):
+        def split(self, name):
+            samples = list(super().split(name))
+            samples[0] = Sample(samples[0].modalities, "bare")
+            return Broken(samples)
+
+    class Broken(list):
+        def __getitem__(self, index):
+            if index == 2:
+                raise SampleError("torn", "torn", "whole", index)
+            return super().__getitem__(index)
+
+    for seed in range(5):
+        drawn = FewShot(Holes(), 3, seed=seed).split("train")
+        assert sorted(sample.labels["class"] for sample in drawn) == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
 
 
 def test_calibration_error_by_hand():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from mmpt.config import from_config, to_config
 from mmpt.encoder import IGNORED, KEEP, Corruption, Inputs
-from mmpt.errors import ConfigError, DataError
+from mmpt.errors import ConfigError, DataError, SampleError
 from mmpt.evaluation.calibration import calibration
 from mmpt.evaluation.intervals import macro_f1, macro_recall
 from mmpt.evaluation.record import Evaluation, class_tables, classified, joined
@@ -24,6 +25,9 @@ from mmpt.model import MultimodalModel
 from mmpt.source import Source
 from mmpt.task_heads import PooledHead, TaskHead, UnitHead
 from mmpt.tasks.task import Task, TaskOptions
+
+READ = 64
+"""Samples that are read at once to count the labels of their units."""
 
 
 class LabelTask(Task):
@@ -48,6 +52,8 @@ class LabelTask(Task):
             kind = "each unit" if self.head.per_unit else "whole samples"
             raise ConfigError(f"the head {type(self.head).__name__} scores {kind}, which is not {self.name}")
         self.width = model.pooled_width(self.modality)
+        encoder = model.modality(self.modality).encoder
+        self._processor, self._unit_labels = encoder.processor, encoder.unit_labels
         self.label_names: list[str] = []
         self.notes: list[tuple[Tensor, Tensor, list[str]]] = []
 
@@ -94,7 +100,11 @@ class LabelTask(Task):
             if len(given) != self.outputs:
                 raise ConfigError(f"class_weights has {len(given)} numbers for {self.outputs} labels")
             return torch.tensor(given)
-        return self.balanced(np.array([v for source in sources for v in source.label_values(self.label, "train")]))
+        return self.balanced(self.values(sources))
+
+    def values(self, sources: Sequence[Source]) -> np.ndarray:
+        """The labels of the training split."""
+        return np.array([value for source in sources for value in source.label_values(self.label, "train")])
 
     def balanced(self, values: np.ndarray) -> Tensor:
         """Weights that make up for unequal frequencies, of the labels of the training split."""
@@ -232,9 +242,19 @@ class Tagging(Classification):
     name = "tagging"
     per_unit = True
 
-    def balanced(self, values: np.ndarray) -> Tensor:
-        """Units have no label values that a source could list."""
-        return LabelTask.balanced(self, values)
+    def values(self, sources: Sequence[Source]) -> np.ndarray:
+        """The labels of all units of the training split, which is read once for them."""
+        found: list[Tensor] = []
+        for samples in (source.split("train") for source in sources):
+            for start in range(0, len(samples), READ):
+                chosen = []
+                for index in range(start, min(start + READ, len(samples))):
+                    with suppress(SampleError):  # listed in the run's report when it is trained on
+                        chosen.append(samples[index].modalities[self.modality])
+                if chosen:
+                    labels = self._unit_labels(self._processor(chosen), self.label)[1]
+                    found.append(labels[labels != IGNORED])
+        return torch.cat(found).numpy() if found else np.zeros(0, dtype=int)
 
     def weight(self, features: Features) -> int:
         """Units that have a label."""
@@ -314,6 +334,11 @@ class Regression(LabelTask):
     name, monitor = "regression", "mae"
     mean: Tensor
     spread: Tensor
+
+    def __init__(self, model: MultimodalModel, options: TaskOptions) -> None:
+        if options.class_weights != "none" or options.focal or options.label_smoothing:
+            raise ConfigError("regression has no classes; leave out class_weights, focal and label_smoothing")
+        super().__init__(model, options)
 
     def build(self, names: Sequence[str]) -> None:
         """See `LabelTask`."""
