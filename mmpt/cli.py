@@ -150,7 +150,7 @@ def _probe_options(parser: argparse.ArgumentParser) -> None:
         )
         probe.add_argument("--limit", type=int, help="at most so many items of each task, drawn with --seed")
         probe.add_argument("--seed", type=int, default=0, help="of --limit, the bootstrap and the folds")
-        probe.add_argument("--output", type=Path, help="write everything as JSON, and plots into the folder beside it")
+        probe.add_argument("--output", type=Path, help="NAME.json for all numbers, or a folder for a report as well")
         probe.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help="see `mmpt embed --help`")
         probe.set_defaults(command=_probe, probe=kind)
     for probe in (stroop, masked):
