@@ -100,25 +100,34 @@ class ModelZoo(Source):
     docstring are positives of each other; `class`, the size by parameters.
 
     `path` is your own table (.csv, .tsv, .jsonl) with a column `network` (a name of timm, `torchvision/NAME`, or the
-    path of an .onnx or .json file below the table's folder), a column `text`, and if you like `family`, which is never
-    divided between splits. `path` may also be a folder of .onnx and .json files, or one such file.
+    path of an .onnx or .json file below the table's folder), a column `text`, one `class`, or both, and if you like
+    `family`, which is never divided between splits. `path` may also be a folder of .onnx and .json files, or one such
+    file.
 
     Args:
         fold: which part of the families is the test split; the next one is the validation split.
         folds: number of parts.
         facts: in training, the share of texts that are facts read from the graph.
         limit: at most this many models (evenly over the zoo), for a short trial.
+        path: see above; None is the zoo.
 
     Raises:
         ConfigError: a fold outside the folds, or a share outside 0 to 1.
     """
 
-    def __init__(self, fold: int = 0, folds: int = 5, facts: float = 0.3, limit: int | None = None) -> None:
+    def __init__(
+        self,
+        fold: int = 0,
+        folds: int = 5,
+        facts: float = 0.3,
+        limit: int | None = None,
+        path: str | None = None,
+    ) -> None:
         if folds < 3 or not 0 <= fold < folds:
             raise ConfigError(f"fold is {fold} of {folds}; expected 3 or more folds, and 0 <= fold < folds")
         if not 0 <= facts <= 1:
             raise ConfigError(f"facts is {facts}; expected a share from 0 to 1")
-        self.fold, self.folds, self.facts, self.limit = fold, folds, facts, limit
+        self.fold, self.folds, self.facts, self.limit, self.path = fold, folds, facts, limit, path
 
     def split(self, name: Split) -> Examples:
         """See `Source`."""
@@ -152,13 +161,18 @@ class ModelZoo(Source):
         return every if self.limit is None else every[:: max(1, len(every) // self.limit)]
 
     def label_names(self, label: str) -> Sequence[str]:
-        """Sizes for `class`."""
-        return ["under 10 M", "10 to 30 M", "30 to 100 M", "over 100 M"] if label == "class" and not self.path else ()
+        """For `class` the sizes, or what the `class` column of your own table names."""
+        if label != "class":
+            return ()
+        if self.path is not None:
+            return own_classes(own_networks(Path(self.path)))
+        return ["under 10 M", "10 to 30 M", "30 to 100 M", "over 100 M"]
 
     def texts(self) -> Sequence[str]:
         """Docstrings of the training split, and what is said and asked about graphs in general."""
         if self.path is not None:
-            return super().texts()
+            rows = _Own(own_networks(Path(self.path)), "train", self.fold, self.folds).rows
+            return [*(row.text for row in rows if row.text), *template_texts()]
         return [*(entry.text for entry in self.entries("train") if entry.text), *template_texts()]
 
 
@@ -285,6 +299,7 @@ class Own:
     network: str
     text: str | None
     family: str
+    style: str | None = None
 
 
 def own_networks(path: Path) -> list[Own]:
@@ -310,27 +325,29 @@ def own_networks(path: Path) -> list[Own]:
         raise DataError(f"{path} has no column network; its columns are {', '.join(table.columns)}")
     text = table.column(None, ("text", "description", "caption"), "text")
     family = table.column(None, ("family", "file"), "family")
+    style = table.column(None, ("class", "label", "category"), "class")
     rows = []
     for row in table.rows:
         value = str(row[network])
         if Path(value).suffix.lower() in (".onnx", ".json"):
             value = str(contained(path.parent, value))
-        rows.append(Own(value, str(row[text]) if text else None, str(row[family]) if family else value))
+        told, kin, own = (str(row[column] or "").strip() if column else "" for column in (text, family, style))
+        rows.append(Own(value, told or None, kin or value, own or None))
     return rows
 
 
 class _Own:
     def __init__(self, rows: Sequence[Own], split: Split | None, fold: int, folds: int) -> None:
         parts = {"test": {fold}, "validation": {(fold + 1) % folds}}
-        numbers = {row.text: i for i, row in enumerate(rows) if row.text}
-        self.groups = numbers
+        self.groups = {row.text: i for i, row in enumerate(rows) if row.text}
+        self.classes = own_classes(rows)
 
         def wanted(row: Own) -> bool:
             if split is None:
                 return True
             part = int(hash_fraction(row.family) * folds)
             chosen = parts.get(split, set(range(folds)) - parts["test"] - parts["validation"])
-            return part in chosen and row.text is not None
+            return part in chosen and (row.text is not None or row.style is not None)
 
         self.rows = [row for row in rows if wanted(row)]
 
@@ -340,6 +357,14 @@ class _Own:
     def __getitem__(self, index: int) -> Sample:
         row = self.rows[index]
         graph = _graph(row.network)
-        if row.text is None:
-            return Sample({"architecture": graph}, row.network)
-        return Sample({"architecture": graph, "text": row.text}, row.network, {"group": self.groups[row.text]})
+        modalities, labels = {"architecture": graph}, {}
+        if row.text is not None:
+            modalities["text"], labels["group"] = row.text, self.groups[row.text]
+        if row.style is not None:
+            labels["class"] = self.classes.index(row.style)
+        return Sample(modalities, row.network, labels)
+
+
+def own_classes(rows: Sequence[Own]) -> list[str]:
+    """The classes of the user's table, sorted."""
+    return sorted({row.style for row in rows if row.style is not None})

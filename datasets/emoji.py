@@ -93,14 +93,15 @@ class Emoji(Source):
 
 
 class EmojiCategories(Emoji):
-    """Emoji with the nine Unicode categories (animals, food, symbols, ...) as classes, for tuning with few labels.
+    """Emoji with the nine Unicode categories (animals, food, symbols, ...) as classes.
 
-    The training split has `shots` emoji of each category, in every training family; the validation split as many others
-    in the validation style; the test split all the rest in the test style. No emoji is in two splits, and skin tones,
-    which would be near copies of each other, are in none. The label is `class`.
+    Three fifths of each category are the training split, in every training family; a fifth the validation split, in the
+    validation style; the rest the test split, in the test style. With `shots`, training and validation have so many of
+    each category and the test has all others. No emoji is in two splits, and skin tones, which would be near copies of
+    each other, are in none. The label is `class`.
 
     Args:
-        shots: emoji of each category for training.
+        shots: emoji of each category for training; None is three fifths.
         size: height and width of the drawings.
         seed: of the choice of emoji.
         validation_style: see `Emoji`.
@@ -112,14 +113,14 @@ class EmojiCategories(Emoji):
 
     def __init__(
         self,
-        shots: int = 10,
+        shots: int | None = None,
         size: int = 72,
         seed: int = 0,
         validation_style: str = "noto_color",
         test_style: str = "twemoji",
     ) -> None:
         super().__init__(size=size, validation_style=validation_style, test_style=test_style, alias_probability=0.0)
-        if shots < 1:
+        if shots is not None and shots < 1:
             raise ConfigError(f"shots is {shots}; expected at least 1 emoji of each category")
         self.shots = shots
         self.seed = seed
@@ -153,10 +154,11 @@ class EmojiCategories(Emoji):
         for category in self.label_names("class"):
             members = [number for number, own in emoji_categories().items() if own == category]
             members.sort(key=lambda number: hash_fraction(emoji_names()[number].name, self.seed))
+            ends = (self.shots, 2 * self.shots) if self.shots else (len(members) * 3 // 5, len(members) * 4 // 5)
             part = {
-                "train": members[: self.shots],
-                "validation": members[self.shots : 2 * self.shots],
-                "test": members[2 * self.shots :],
+                "train": members[: ends[0]],
+                "validation": members[ends[0] : ends[1]],
+                "test": members[ends[1] :],
             }[name]
             chosen += part
         return chosen

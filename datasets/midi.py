@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -159,6 +160,15 @@ class Music(Source):
             return self._collection().classes
         parts = VOICES if self.path is None else self.parts
         return {PART: parts, "velocity": VELOCITY_CLASSES}.get(label, ())
+
+    def label_places(self, label: str, name: Split) -> Sequence[tuple[int, Any]]:
+        """See `Source`; classes are known without cutting excerpts."""
+        examples = self.split(name)
+        if label != "class" or not isinstance(examples, Excerpts):
+            return super().label_places(label, name)
+        numbers, pieces = self._collection().class_index, self._collection().pieces
+        owners = [(index, pieces[number]) for index, (number, _, _) in enumerate(examples.places)]
+        return [(i, numbers[p.style]) for i, p in owners if p.notes is not None and p.style is not None]
 
     def texts(self) -> Sequence[str]:
         """One text for each piece of the training split."""

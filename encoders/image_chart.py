@@ -111,6 +111,10 @@ class ChartEncoder(ImageEncoder):
             (batch, prefix + patches, width); all padding in rows without a picture.
         """
         present = inputs["present"]
+        if torch.compiler.is_exporting():  # a graph has no rows that depend on values: all are computed, some not used
+            tokens = super().forward(inputs, corruption)
+            mask = tokens.mask & present.unsqueeze(1)
+            return Tokens(tokens.values.masked_fill(~mask.unsqueeze(-1), 0.0), mask)
         if present.is_meta or bool(present.all()):  # the meta device has shapes only
             return super().forward(inputs, corruption)
         rows = present.nonzero().squeeze(1)

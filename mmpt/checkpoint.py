@@ -12,15 +12,16 @@ import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file, save_model
+from torch.distributed.tensor import DTensor
 
 from mmpt.config import from_config
 from mmpt.errors import CheckpointError
+from mmpt.model_card import CONFIG, WEIGHTS, card_text, save_card
 
 if TYPE_CHECKING:
     from mmpt.heads.head import Head
     from mmpt.model import MultimodalModel
 
-CONFIG, WEIGHTS, CARD = "config.yaml", "model.safetensors", "README.md"
 HEADS_CONFIG, HEADS = "heads.yaml", "heads.safetensors"
 
 
@@ -29,9 +30,9 @@ def save_pretrained(model: MultimodalModel, folder: Path, card: str = "") -> Pat
     folder.mkdir(parents=True, exist_ok=True)
     config = model.config(folder)
     (folder / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    (folder / CARD).write_text(card or _default_card(model), encoding="utf-8")
     unfinished = folder / f"{WEIGHTS}.part"
     save_model(model, str(unfinished))
+    save_card(folder, card or card_text(folder, weights=unfinished))
     os.replace(unfinished, folder / WEIGHTS)
     return folder
 
@@ -167,21 +168,22 @@ def load_weights(module: torch.nn.Module, path: Path, partial: bool = False) -> 
     return missing
 
 
+def same_weights(model: torch.nn.Module, folder: Path) -> bool:
+    """Whether a folder holds these weights, up to the rounding of merged adapters."""
+    if not (folder / WEIGHTS).is_file():
+        return False
+    weights, own = load_file(folder / WEIGHTS), model.state_dict()
+    if any(isinstance(value, DTensor) for value in own.values()):
+        return False  # each process holds but a part
+    return weights.keys() <= own.keys() and all(
+        value.shape == own[name].shape and torch.allclose(value, own[name].cpu(), rtol=1e-5, atol=1e-7)
+        for name, value in weights.items()
+    )
+
+
 def _tied_names(module: torch.nn.Module) -> dict[str, set[str]]:
     """Parameter name -> the other names of the same tensor (safetensors keeps only one of them)."""
     names: dict[int, set[str]] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
         names.setdefault(id(tensor), set()).add(name)
     return {name: group - {name} for group in names.values() for name in group if len(group) > 1}
-
-
-def _default_card(model: MultimodalModel) -> str:
-    parameters = sum(p.numel() for p in model.parameters())
-    return (
-        "---\nlibrary_name: mmpt\n---\n\n"
-        f"# A multimodal model ({', '.join(model.modalities)})\n\n"
-        f"{parameters / 1e6:.2f} M parameters, embeddings of {model.embed_dim} dimensions.\n\n"
-        "```python\nfrom mmpt import MultimodalModel\n\n"
-        'model = MultimodalModel.from_pretrained("this folder")\n'
-        'vectors = model.embed("text", ["a text"])\n```\n'
-    )

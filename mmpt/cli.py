@@ -107,9 +107,12 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--batch-size", type=int, default=64)
     search.set_defaults(command=_search)
 
-    export = commands.add_parser("export", help="turn a training checkpoint into a model folder")
-    export.add_argument("--checkpoint", type=Path, required=True, help="RUN/checkpoints/NAME.ckpt")
+    export = commands.add_parser("export", help="turn a training checkpoint or a model folder into one to hand on")
+    origin = export.add_mutually_exclusive_group(required=True)
+    origin.add_argument("--checkpoint", type=Path, help="RUN/checkpoints/NAME.ckpt")
+    origin.add_argument("--model", type=Path, help="a model folder, e.g. RUN/model")
     export.add_argument("--output", type=Path, required=True, help="the new model folder")
+    export.add_argument("--license", help="of the model, for its card, e.g. apache-2.0; default: the run's, or unknown")
     export.add_argument("--onnx", action="store_true", help="also write each tower as MODALITY.onnx; needs --config")
     export.add_argument("--config", type=Path, help="a configuration whose data give the example that is traced")
     export.add_argument("--data-path", help="your own data instead of the configuration's")
@@ -147,7 +150,7 @@ def _probe_options(parser: argparse.ArgumentParser) -> None:
         )
         probe.add_argument("--limit", type=int, help="at most so many items of each task, drawn with --seed")
         probe.add_argument("--seed", type=int, default=0, help="of --limit, the bootstrap and the folds")
-        probe.add_argument("--output", type=Path, help="write everything as JSON, and plots into the folder beside it")
+        probe.add_argument("--output", type=Path, help="NAME.json for all numbers, or a folder for a report as well")
         probe.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help="see `mmpt embed --help`")
         probe.set_defaults(command=_probe, probe=kind)
     for probe in (stroop, masked):
@@ -222,12 +225,15 @@ def _search(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from mmpt.commands import export, export_onnx
     from mmpt.errors import ConfigError
+    from mmpt.export import export, export_folder, export_onnx
 
     if options.onnx and options.config is None:
         raise ConfigError("--onnx traces an example; give --config with a data section")
-    print(export(options.checkpoint, options.output))
+    if options.checkpoint is not None:
+        print(export(options.checkpoint, options.output, options.license))
+    else:
+        print(export_folder(options.model, options.output, options.license))
     if options.onnx:
         for path in export_onnx(options.output, options.config, options.data_path):
             print(path)

@@ -1,4 +1,4 @@
-"""What `mmpt evaluate`, `mmpt embed`, `mmpt search` and `mmpt export` do."""
+"""What `mmpt evaluate`, `mmpt embed` and `mmpt search` do."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from torch import Tensor
 
 from mmpt.batches import Batch
 from mmpt.catalogue import recipe_folder, recipe_names
-from mmpt.checkpoint import CONFIG, save_pretrained
 from mmpt.config import from_config, packages
 from mmpt.data import MultimodalData
-from mmpt.errors import CheckpointError, ConfigError, DataError
+from mmpt.errors import ConfigError, DataError
+from mmpt.evaluation.calibration import calibration
+from mmpt.evaluation.intervals import macro_f1, macro_recall
 from mmpt.evaluation.linear_probe import linear_probe
 from mmpt.evaluation.nearest import nearest
-from mmpt.evaluation.record import Evaluation, class_tables
+from mmpt.evaluation.record import Evaluation, classified
 from mmpt.evaluation.retrieval import retrieval
 from mmpt.evaluation.shots import shot_curve
 from mmpt.evaluation.zero_shot import ensemble, zero_shot
@@ -37,43 +38,44 @@ def evaluate(options: argparse.Namespace) -> None:
     model = MultimodalModel.from_pretrained(options.model, trust=options.trust)
     data = data_of(options.config, options.data_path).attach(model.processors)
     modality = options.modality or _only_modality(model)
-    found: Evaluation | None = None
-    if options.task == "retrieval":
-        metrics = retrieval_metrics(model, data, modality, options.split)
-    elif options.task == "zero-shot":
-        templates = options.template or ["{}"]
-        metrics = zero_shot_metrics(model, data, modality, options.split, options.label, templates)
-    elif options.task == "n-shot":
+    if options.task == "n-shot":
         train_x, train_y = embed_split(model, data, "train", (modality,))
         test_x, test_y = embed_split(model, data, options.split, (modality,))
         label = options.label
         curve = shot_curve(
             train_x, _label(train_y, label), test_x, _label(test_y, label), options.shots or (1, 5, 20, 100)
         )
-        metrics = {f"n_shot/{label}/{name}": value for name, value in curve.items()}
-    elif options.task in ("linear-probe", "knn"):
-        metrics, found = probe_evaluation(
-            model, data, modality, options.split, options.label, options.task == "knn", options.neighbours
-        )
-    print_metrics(metrics)
-    if found is not None:
-        for name, (low, high) in found.with_intervals().intervals.items():
-            print(f"{name}: 95 % of resampled test sets between {low:.3f} and {high:.3f}")
+        found = Evaluation({f"n_shot/{label}/{name}": value for name, value in curve.items()})
+    elif options.task == "retrieval":
+        found = retrieval_evaluation(model, data, modality, options.split)
+    elif options.task == "zero-shot":
+        templates = options.template or ["{}"]
+        found = zero_shot_evaluation(model, data, modality, options.split, options.label, templates)
+    else:
+        neighbours = options.task == "knn"
+        found = probe_evaluation(model, data, modality, options.split, options.label, neighbours, options.neighbours)
+    print_metrics(found.metrics)
+    for name, (low, high) in found.with_intervals().intervals.items():
+        print(f"{name}: 95 % of resampled test sets between {low:.3f} and {high:.3f}")
     if options.output is None:
         return
     if options.output.suffix == ".json":
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+        options.output.write_text(json.dumps(found.metrics, indent=1), encoding="utf-8")
         return
-    write_metrics(options.output, metrics)
+    write_metrics(options.output, found.metrics)
     facts = {"task": f"evaluation: {options.task}", "model": str(options.model), "split": options.split}
     write_run_facts(options.output, facts | {"data": options.data_path or str(options.config)})
-    if found is not None:
-        found.write(options.output)
+    found.write(options.output)
     print(f"report  {build_report(options.output)}")
 
 
 def retrieval_metrics(model: MultimodalModel, data: MultimodalData, modality: str, split: Split) -> dict[str, float]:
+    """The numbers of `retrieval_evaluation`."""
+    return retrieval_evaluation(model, data, modality, split).metrics
+
+
+def retrieval_evaluation(model: MultimodalModel, data: MultimodalData, modality: str, split: Split) -> Evaluation:
     """Find the text of a sample among all texts of the split, and the other way round.
 
     Samples with the same text (the same `group`, where the data has groups) are all right answers.
@@ -83,14 +85,21 @@ def retrieval_metrics(model: MultimodalModel, data: MultimodalData, modality: st
     unique, first = _first_of_each(groups)
     candidates = texts[first]
     right = groups[:, None] == unique[None, :]  # (samples, texts)
-    forward = retrieval(samples, candidates, right)
-    backward = retrieval(candidates, samples, right.T)
-    return forward.metrics(f"retrieval/{modality}_to_text") | backward.metrics(f"retrieval/text_to_{modality}")
+    found = retrieval(samples, candidates, right).evaluation(f"retrieval/{modality}_to_text", sample_names(data, split))
+    backward = retrieval(candidates, samples, right.T).evaluation(f"retrieval/text_to_{modality}")
+    return replace(found, metrics=found.metrics | backward.metrics, statistics=found.statistics | backward.statistics)
 
 
 def zero_shot_metrics(
     model: MultimodalModel, data: MultimodalData, modality: str, split: Split, label: str, templates: Sequence[str]
 ) -> dict[str, float]:
+    """The numbers of `zero_shot_evaluation`."""
+    return zero_shot_evaluation(model, data, modality, split, label, templates).metrics
+
+
+def zero_shot_evaluation(
+    model: MultimodalModel, data: MultimodalData, modality: str, split: Split, label: str, templates: Sequence[str]
+) -> Evaluation:
     """Classify samples by the most similar label name.
 
     Raises:
@@ -102,7 +111,11 @@ def zero_shot_metrics(
     samples, labels = embed_split(model, data, split, (modality,))
     prompts = model.embed(TEXT, [t.format(name) for name in names for t in templates])
     classes = ensemble(prompts.unflatten(0, (len(names), len(templates))))
-    return zero_shot(samples, classes, _label(labels, label)).metrics(f"zero_shot/{label}")
+    result, prefix = zero_shot(samples, classes, _label(labels, label)), f"zero_shot/{label}"
+    targets, answers = _label(labels, label).numpy(), result.predictions.numpy()
+    found = classified(targets, answers, names, sample_names(data, split), macro_recall=macro_recall)
+    found.outcomes["top5"] = result.in_top5.numpy()
+    return replace(found.prefixed(prefix), metrics=result.metrics(prefix))
 
 
 def probe_metrics(
@@ -114,8 +127,8 @@ def probe_metrics(
     neighbours: bool,
     k: int = 5,
 ) -> dict[str, float]:
-    """Classify embeddings of `split` by logistic regression or nearest neighbours fitted on the training split."""
-    return probe_evaluation(model, data, modality, split, label, neighbours, k)[0]
+    """The numbers of `probe_evaluation`."""
+    return probe_evaluation(model, data, modality, split, label, neighbours, k).metrics
 
 
 def probe_evaluation(
@@ -126,8 +139,8 @@ def probe_evaluation(
     label: str,
     neighbours: bool,
     k: int = 5,
-) -> tuple[dict[str, float], Evaluation]:
-    """`probe_metrics`, and the table of classes with the outcome of each example."""
+) -> Evaluation:
+    """Classify embeddings of `split` by logistic regression or nearest neighbours fitted on the training split."""
     train_x, train_labels = embed_split(model, data, "train", (modality,))
     test_x, test_labels = embed_split(model, data, split, (modality,))
     train_y, test_y = _label(train_labels, label), _label(test_labels, label)
@@ -135,14 +148,12 @@ def probe_evaluation(
     result = (
         nearest(train_x, train_y, test_x, test_y, k) if neighbours else linear_probe(train_x, train_y, test_x, test_y)
     )
-    metrics = result.metrics(prefix)
     names = [name for source in data.sources.values() for name in source.label_names(label)]
-    answers, targets = result.predictions.numpy(), test_y.numpy()
-    labels = names or [str(number) for number in range(int(max(answers.max(), targets.max())) + 1)]
-    classes, confusion = class_tables(targets, answers, labels)
-    correct = (answers == targets).astype(float)
-    samples = sample_names(data, split)
-    return metrics, Evaluation(metrics, {f"{prefix}/accuracy": correct}, samples, {}, classes, confusion)
+    statistics = {} if neighbours else {"macro_f1": macro_f1}
+    answers = result.predictions
+    found = classified(test_y.numpy(), answers.numpy(), names, sample_names(data, split), **statistics).prefixed(prefix)
+    calibrated = calibration(result.confidence, answers == test_y)
+    return replace(found, metrics=result.metrics(prefix) | {f"{prefix}/ece": calibrated.ece}, calibration=calibrated)
 
 
 def sample_names(data: MultimodalData, split: Split) -> list[str]:
@@ -160,7 +171,7 @@ def embed_split(
     """
     parts: dict[str, list[Tensor]] = {name: [] for name in modalities}
     labels: dict[str, list[Tensor]] = {}
-    for batch in _batches(model, data.loader(split)):
+    for batch in usable_batches(model, data.loader(split)):
         for name in modalities:
             if name not in batch.inputs:
                 raise DataError(f"the {split} split has no {name}; it has {', '.join(batch.inputs)}")
@@ -171,7 +182,7 @@ def embed_split(
     return (*(torch.cat(parts[name]) for name in modalities), joined)
 
 
-def _batches(model: MultimodalModel, loader: Iterable[Batch]) -> Iterable[Batch]:
+def usable_batches(model: MultimodalModel, loader: Iterable[Batch]) -> Iterable[Batch]:
     """The usable batches on the model's device, with the model in evaluation mode."""
     device = next(model.parameters()).device
     with evaluating(model), torch.no_grad():
@@ -300,65 +311,6 @@ class _Reduced:
     def __getitem__(self, index: int) -> Sample:
         sample = self.samples[self.start + index]
         return Sample({self.modality: sample.modalities[self.modality]}, sample.name)
-
-
-def export(checkpoint: Path, output: Path) -> Path:
-    """`mmpt export`: the weights of a training checkpoint in a model folder.
-
-    Raises:
-        CheckpointError: not a checkpoint of a run folder, or damaged.
-    """
-    if not checkpoint.is_file():
-        raise CheckpointError(f"{checkpoint} does not exist; checkpoints lie in RUN/checkpoints")
-    template = checkpoint.resolve().parent.parent / "model"
-    if not (template / CONFIG).is_file():
-        raise CheckpointError(
-            f"{template / CONFIG} is missing; a checkpoint is exported within its run folder, whose model/ describes "
-            "the architecture"
-        )
-    model = from_config(
-        yaml.safe_load((template / CONFIG).read_text(encoding="utf-8")), folder=template, trust=_own_classes(template)
-    )
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    except Exception as error:  # torch raises many kinds for damaged and for unsafe files
-        raise CheckpointError(f"{checkpoint} can't be read as a checkpoint of plain tensors: {error}") from error
-    own = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
-    try:
-        model.load_state_dict(own)
-    except RuntimeError as error:
-        raise CheckpointError(f"{checkpoint} does not fit {template / CONFIG}: {error}") from error
-    return save_pretrained(model, output)
-
-
-def export_onnx(folder: Path, config: Path, path: str | None = None, trust: Sequence[str] = ()) -> list[Path]:
-    """`mmpt export --onnx`: every tower that the data has samples for, beside the model as MODALITY.onnx.
-
-    Args:
-        folder: of the model.
-        config: a configuration whose data give the example that is traced.
-        path: replaces its default data.
-        trust: packages besides mmpt whose classes the folder may name.
-
-    Raises:
-        ConfigError: a tower that ONNX can't follow.
-    """
-    from mmpt.onnx_export import export_tower
-
-    model = MultimodalModel.from_pretrained(folder, trust=[*trust, *_own_classes(folder)])
-    data = data_of(config, path).attach(model.processors)
-    data.eval_batch_size = 3
-    batch = next(iter(_batches(model, data.loader("test"))))
-    return [
-        export_tower(model, name, inputs, folder / f"{name}.onnx")
-        for name, inputs in batch.inputs.items()
-        if name in model.modalities
-    ]
-
-
-def _own_classes(folder: Path) -> list[str]:
-    """Packages that a run folder's own configuration names: it was written here, by a run that had imported them."""
-    return sorted(packages(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))))
 
 
 def data_of(config: Path, path: str | None = None, first_source: bool = False) -> MultimodalData:

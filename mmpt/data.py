@@ -38,6 +38,9 @@ class MultimodalData(L.LightningDataModule):
         drop_last: leave out the last, smaller training batch of an epoch, unless a source has no other.
         predict: what `mmpt predict` predicts: the test split, or all samples in order ("everything").
 
+    Attributes:
+        sizes: source -> split -> number of samples, of the splits that were asked for so far.
+
     Raises:
         ConfigError: settings that don't fit together.
         DataError: a source has no data for training.
@@ -81,6 +84,7 @@ class MultimodalData(L.LightningDataModule):
         self.weights, self.num_workers, self.seed = weights, num_workers, seed
         self.on_error, self.drop_last = on_error, drop_last
         self.predict, self.predict_start = predict, 0  # which batch prediction begins with
+        self.sizes: dict[str, dict[str, int]] = {}
         self._processors: dict[str, Processor] | None = None
         self._train_sampler: MixtureSampler | None = None
         self._position: dict[str, Any] | None = None
@@ -129,6 +133,8 @@ class MultimodalData(L.LightningDataModule):
         """
         parts = {name: source.split(split) for name, source in self.sources.items()}
         sizes = {name: len(part) for name, part in parts.items()}
+        for name, size in sizes.items():
+            self.sizes.setdefault(name, {})[split] = size
         if sum(sizes.values()) == 0:
             origins = ", ".join(f"{name} ({source.path or 'default data'})" for name, source in self.sources.items())
             raise DataError(f"no samples in the {split} split of {origins}")

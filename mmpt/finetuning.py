@@ -26,6 +26,7 @@ from mmpt.evaluation.record import Evaluation
 from mmpt.features import Features
 from mmpt.masking import MaskingPolicy
 from mmpt.model import MultimodalModel
+from mmpt.model_card import CLASSIFIER, TASK
 from mmpt.optimization import parameter_groups, warmup_cosine
 from mmpt.pretraining import FINITE_EVERY, check_finite
 from mmpt.repeatable import RepeatableModule
@@ -34,8 +35,6 @@ from mmpt.task_heads import TaskHead
 from mmpt.tasks import TASKS, Task, TaskOptions
 from mmpt.tasks.labels import LabelTask
 from mmpt.tasks.task import ClassWeights
-
-CLASSIFIER, TASK = "classifier.safetensors", "task.json"
 
 TaskName = Literal["classification", "multilabel", "tagging", "regression", "matching", "retrieval", "generation"]
 
@@ -132,7 +131,7 @@ class FineTuning(RepeatableModule):
         self.model.train()
         options = TaskOptions(modality, label, head, masking, class_weights, focal, label_smoothing)
         self.task = TASKS[task](self.model, options)
-        self.pretrained = Path(pretrained)
+        self.pretrained, self.from_scratch = Path(pretrained), from_scratch
         self.modality, self.label, self.frozen, self.adapter = modality, label, freeze, adapter
         self.lr, self.weight_decay, self.warmup_steps = lr, weight_decay, warmup_steps
         self.layer_decay, self.unfreeze_every = layer_decay, unfreeze_every
@@ -323,10 +322,22 @@ class FineTuning(RepeatableModule):
             return warmup_cosine(step, max(1, self.warmup_steps), max(1, self.warmup_steps))
         return warmup_cosine(step, self.warmup_steps, int(self.trainer.estimated_stepping_batches))
 
+    @property
+    def plain_model(self) -> MultimodalModel:
+        """The tuned model, adapters merged."""
+        return self.model if self.adapter is None else cast(MultimodalModel, merged(self.model))
+
+    def facts(self) -> dict[str, Any]:
+        """See `RepeatableModule`."""
+        begin = "the architecture of {}, random weights" if self.from_scratch else "{}"
+        return super().facts() | {
+            "task": f"{self.task.name} of {self.modality}: {self.label}",
+            "starts from": begin.format("/".join(self.pretrained.parts[-2:])),
+        }
+
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the tuned model's folder, adapters merged, with the task's own layers and its label names."""
-        model = self.model if self.adapter is None else cast(MultimodalModel, merged(self.model))
-        folder = model.save_pretrained(folder)
+        folder = self.plain_model.save_pretrained(folder)
         state = {name: value.contiguous() for name, value in self.task.state_dict().items()}
         save_file(state, folder / CLASSIFIER)
         facts = {"task": self.task.name, "modality": self.modality, "label": self.label, **self.task.facts()}

@@ -124,7 +124,7 @@ class FewShot(Around):
         if name != "train":
             return samples
         members: dict[float, list[int]] = defaultdict(list)
-        for index, value in enumerate(self.source.label_values(self.label, "train")):
+        for index, value in self.source.label_places(self.label, "train"):
             members[float(value)].append(index)
         generator = torch.Generator().manual_seed(self.seed)
         chosen = []

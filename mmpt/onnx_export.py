@@ -1,4 +1,4 @@
-"""ONNX files of a model's towers: the processor's tensors -> the normalised embedding."""
+"""ONNX files of a model's towers: the processor's tensors -> the embedding, or what a tuned model says of them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mmpt.encoder import Inputs
 from mmpt.errors import ConfigError
 from mmpt.model import MultimodalModel, evaluating
+from mmpt.tasks.labels import LabelTask
 
 
 class Tower(nn.Module):
@@ -31,6 +32,45 @@ class Tower(nn.Module):
         return self.model.embed(self.modality, dict(zip(self.names, tensors, strict=True)))
 
 
+class TunedTower(nn.Module):
+    """A tuned model as a function of tensors in a fixed order, the names' alphabetical one.
+
+    Args:
+        model: what was tuned.
+        task: with labels.
+        names: of the processor's tensors.
+    """
+
+    def __init__(self, model: MultimodalModel, task: LabelTask, names: list[str]) -> None:
+        super().__init__()
+        self.model, self.task, self.names = model, task, names
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """(batch, labels), (batch, length, labels) for tagging, (batch,) for regression."""
+        return self.task.answers(self.task.logits(self.model, dict(zip(self.names, tensors, strict=True))))
+
+
+def export_tuned(model: MultimodalModel, task: LabelTask, inputs: Inputs, path: Path) -> Path:
+    """Write a tuned model with the task's layers as ONNX; else as `export_tower`.
+
+    The file's output is `scores`: logits in the order of the label names of task.json, numbers for regression.
+
+    Args:
+        model: what was tuned.
+        task: one with labels.
+        inputs: an example of what the processor gives, of at least two samples; for tagging what `task.example` makes
+            of it.
+        path: of the file.
+
+    Raises:
+        ConfigError: see `export_tower`.
+    """
+    names = sorted(inputs)
+    task.eval()
+    with evaluating(model):
+        return _export(TunedTower(model, task, names), inputs, path, "scores", task.modality)
+
+
 def export_tower(model: MultimodalModel, modality: str, inputs: Inputs, path: Path) -> Path:
     """Write one tower as ONNX, through `torch.onnx.export(dynamo=True)`; onnxruntime runs it without mmpt.
 
@@ -46,6 +86,11 @@ def export_tower(model: MultimodalModel, modality: str, inputs: Inputs, path: Pa
     Raises:
         ConfigError: the tower has steps that depend on values, which ONNX can't follow; the message has torch's reason.
     """
+    with evaluating(model):
+        return _export(Tower(model, modality, sorted(inputs)), inputs, path, "joint_embedding", modality)
+
+
+def _export(tower: nn.Module, inputs: Inputs, path: Path, output: str, modality: str) -> Path:
     names = sorted(inputs)
     shapes: list[dict[int, object]] = []
     widths = _lengths(inputs)
@@ -56,11 +101,10 @@ def export_tower(model: MultimodalModel, modality: str, inputs: Inputs, path: Pa
                 axes[axis] = torch.export.Dim.AUTO
         shapes.append(axes)
     tensors = tuple(inputs[name] for name in names)
-    tower = Tower(model, modality, names)
-    with evaluating(model), torch.no_grad():
+    with torch.no_grad():
         try:
             program = torch.onnx.export(
-                tower, tensors, dynamo=True, input_names=names, output_names=["joint_embedding"],
+                tower.eval(), tensors, dynamo=True, input_names=names, output_names=[output],
                 dynamic_shapes=(tuple(shapes),), verbose=False,
             )  # fmt: skip
         except Exception as error:  # torch raises many kinds

@@ -100,7 +100,7 @@ class Pretraining(RepeatableModule):
         if unknown := set(sources or ()) - set(heads):
             raise ConfigError(f"sources name {sorted(unknown)}, but the heads are {sorted(heads)}")
         self.sources = sources or {}
-        self.model = model
+        self.model, self.pretrained = model, pretrained
         if pretrained is not None:
             start_from(model, Path(pretrained))
         self.frozen = [part for name in freeze for part in model.parts(name)]
@@ -235,6 +235,12 @@ class Pretraining(RepeatableModule):
         """Embeddings of every modality of the batch: modality -> (batch, embed_dim), and the samples' names."""
         embeddings = {name: self.model.embed(name, inputs) for name, inputs in batch.inputs.items()}
         return {"names": batch.names, **embeddings}
+
+    def facts(self) -> dict[str, Any]:
+        """See `RepeatableModule`."""
+        return super().facts() | {
+            "starts from": "/".join(Path(self.pretrained).parts[-2:]) if self.pretrained else "random weights"
+        }
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the model's folder, and beside the model the heads, for `mmpt.checkpoint.load_heads`."""

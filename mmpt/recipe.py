@@ -15,8 +15,11 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 
+from mmpt.data import MultimodalData
 from mmpt.errors import ConfigError, MmptError
+from mmpt.model_card import write_card
 from mmpt.report import build_report, print_metrics, write_metrics
+from mmpt.run_folder import write_sizes
 
 
 @dataclass(frozen=True)
@@ -137,9 +140,19 @@ def keep_freed_memory() -> None:
     mallopt(-2, 2**28)  # M_TOP_PAD: and grows in steps of 256 MiB
 
 
-def finish(run: Path, metrics: Mapping[str, float], console: Console) -> Path:
-    """Write RUN/metrics.json and RUN/report.html, print the metrics beside their baselines and where the report is."""
+def finish(run: Path, metrics: Mapping[str, float], console: Console, data: MultimodalData | None = None) -> Path:
+    """Write RUN/metrics.json, the model card and RUN/report.html; print the metrics beside their baselines.
+
+    Args:
+        run: the run folder.
+        metrics: flat name -> number.
+        console: printed to.
+        data: what was evaluated on, for the sizes of its splits.
+    """
     write_metrics(run, metrics)
+    if data is not None:
+        write_sizes(run, data)
+    write_card(run)
     print_metrics(metrics, console)
     page = build_report(run)
     console.print(f"model   {run / 'model'}\nreport  {page}", highlight=False, soft_wrap=True)

@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch import nn
 from torch.utils.data.distributed import DistributedSampler
 
 from mmpt.batches import Batch, hash_seed
@@ -44,6 +45,15 @@ class RepeatableModule(L.LightningModule):
             run: the run folder.
         """
         return []
+
+    @property
+    def plain_model(self) -> nn.Module:
+        """The model as a folder holds it."""
+        return self.model  # type: ignore[return-value]
+
+    def facts(self) -> dict[str, Any]:
+        """What run.json and the model card say of the module."""
+        return {"task": type(self).__name__, "seed": self._seed}
 
     def seed_step(self, batch: Batch) -> None:
         """Masks and dropout depend on the step and batch alone, not on earlier draws: a resumed run repeats them."""

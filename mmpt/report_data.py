@@ -232,10 +232,11 @@ def read_run(folder: Path) -> Run:
         )
     model = folder / "model"
     configuration = folder / "config.yaml"
+    facts, metrics, details = read_numbers(folder)
     return Run(
         folder=folder,
-        facts=_object(folder / "run.json") or {},
-        metrics=_metrics(folder / "metrics.json"),
+        facts=facts,
+        metrics=metrics,
         curves=_curves(folder / "logs", logs),
         examples=_examples(folder / "examples.json"),
         map=_map(folder / "embeddings.npz"),
@@ -246,7 +247,20 @@ def read_run(folder: Path) -> Run:
             for path in sorted(model.rglob("*"))
             if path.is_file() and not path.is_symlink()
         },
-        details=_object(folder / "evaluation.json") or {},
+        details=details,
+    )
+
+
+def read_numbers(folder: Path) -> tuple[dict[str, Any], dict[str, float], dict[str, Any]]:
+    """The facts, metrics and details of a run folder (`Run`), each empty where its file is missing.
+
+    Raises:
+        DataError: a damaged file.
+    """
+    return (
+        _object(folder / "run.json") or {},
+        _metrics(folder / "metrics.json"),
+        _object(folder / "evaluation.json") or {},
     )
 
 

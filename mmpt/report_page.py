@@ -27,6 +27,9 @@ THUMBNAIL = 256
 
 SKIPPED_SHOWN = 50
 
+CONFUSION_SHOWN = 40
+"""Classes up to which the whole confusion matrix is shown, and number of errors that are shown beyond."""
+
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """The browser refuses whatever is not in the page."""
 
@@ -183,12 +186,8 @@ def _classes(details: dict[str, Any]) -> Markup:
             for row in details["classes"]
         ]
         parts.append(_grid("Classes", ["class", *names], rows))
-        labels = [str(row["label"]) for row in details["classes"]]
-        rows = [
-            element("tr", element("th", label, scope="row"), *(element("td", str(count)) for count in counts))
-            for label, counts in zip(labels, details.get("confusion") or [], strict=True)
-        ]
-        parts.append(_grid("Confusion: true class by row, answer by column", ["", *labels], rows))
+        if details.get("confusion"):
+            parts.append(_confusion([str(row["label"]) for row in details["classes"]], details["confusion"]))
     if details.get("calibration"):
         found = details["calibration"]
         bins = zip(found["confidence"], found["accuracy"], found["count"], strict=True)
@@ -196,6 +195,28 @@ def _classes(details: dict[str, Any]) -> Markup:
         title = f"Calibration: expected error {number(found['ece'])}"
         parts.append(_grid(title, ["confidence", "accuracy", "examples"], rows))
     return join(parts)
+
+
+def _confusion(labels: list[str], confusion: list[list[int]]) -> Markup:
+    """The matrix, or of many classes the most frequent errors."""
+    if len(labels) <= CONFUSION_SHOWN:
+        rows = [
+            element("tr", element("th", label, scope="row"), *(element("td", str(count)) for count in counts))
+            for label, counts in zip(labels, confusion, strict=True)
+        ]
+        return _grid("Confusion: true class by row, answer by column", ["", *labels], rows)
+    errors = [
+        (count, labels[true], labels[answer])
+        for true, counts in enumerate(confusion)
+        for answer, count in enumerate(counts)
+        if count and answer != true
+    ]
+    worst = sorted(errors, key=lambda error: -error[0])[:CONFUSION_SHOWN]
+    rows = [
+        element("tr", element("th", true, scope="row"), element("td", answer), element("td", str(count)))
+        for count, true, answer in worst
+    ]
+    return _grid("Confusion: the most frequent errors", ["true class", "answer", "examples"], rows)
 
 
 def _grid(title: str, head: Iterable[str], rows: Iterable[Markup]) -> Markup:

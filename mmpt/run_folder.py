@@ -13,33 +13,39 @@ from lightning.pytorch.callbacks import BasePredictionWriter, Callback
 
 from mmpt import __version__
 from mmpt.batches import Batch
+from mmpt.checkpoint import same_weights
 from mmpt.data import MultimodalData
 from mmpt.errors import DataError
+from mmpt.evaluation.record import DETAILS, OUTCOMES
+from mmpt.model_card import about_source, write_card
 from mmpt.repeatable import RepeatableModule
 from mmpt.report import append_skipped, write_metrics, write_run_facts
+from mmpt.report_data import read_numbers
 from mmpt.streams import RowStream, fingerprint
 
 SKIPPED = "skipped.jsonl"
 
 
 class RunFolder(Callback):
-    """Writes RUN/run.json, RUN/skipped.jsonl and RUN/model.
+    """Writes RUN/run.json, RUN/skipped.jsonl and RUN/model with its card.
 
     Args:
         run: the folder.
+        license: of the model, for its card.
     """
 
-    def __init__(self, run: Path) -> None:
-        self.run = run
+    def __init__(self, run: Path, license: str | None = None) -> None:
+        self.run, self.license = run, license
         self.listed: set[tuple[str, str]] = set()
         self.usable = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Start the list of skipped inputs anew for a new run."""
+        """Remove what an earlier run has listed and measured here."""
         if stage == "fit" and trainer.is_global_zero:
             self.run.mkdir(parents=True, exist_ok=True)
             if trainer.ckpt_path is None:
-                (self.run / SKIPPED).unlink(missing_ok=True)
+                for name in (SKIPPED, "metrics.json", DETAILS, OUTCOMES):  # of an earlier run in this folder
+                    (self.run / name).unlink(missing_ok=True)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note when it began; make the model folder's configuration, which `mmpt export` needs for a checkpoint."""
@@ -98,6 +104,7 @@ class RunFolder(Callback):
         write_run_facts(self.run, self._facts(trainer, pl_module))
         if isinstance(pl_module, RepeatableModule) and pl_module.summary:
             write_metrics(self.run, pl_module.summary)
+        write_card(self.run)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write RUN/metrics.json, and what the module knows beyond numbers."""
@@ -106,16 +113,19 @@ class RunFolder(Callback):
         write_metrics(self.run, {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")})
         if isinstance(pl_module, RepeatableModule) and pl_module.evaluation is not None:
             pl_module.evaluation.write(self.run)
+        if isinstance(pl_module, RepeatableModule) and same_weights(pl_module.plain_model, self.run / "model"):
+            write_sizes(self.run, trainer.datamodule)  # type: ignore[attr-defined]
+            write_card(self.run)
 
     def _facts(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        sources = data.sources if isinstance(data, MultimodalData) else {}
+        known = described(data) if isinstance(data, MultimodalData) else {}
+        own = pl_module.facts() if isinstance(pl_module, RepeatableModule) else {"task": type(pl_module).__name__}
         trained = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
         return {
-            "task": type(pl_module).__name__,
-            "data": {
-                name: f"{type(source).__name__}: {source.path or 'default data'}" for name, source in sources.items()
-            },
+            **own,
+            **known,
+            **({"license": self.license} if self.license else {}),
             "steps": trainer.global_step,
             "epochs": trainer.current_epoch,
             "minutes": round((time.time() - self.started) / 60, 2),
@@ -132,6 +142,26 @@ class RunFolder(Callback):
                 "lightning": L.__version__,
             },
         }
+
+
+def described(data: MultimodalData) -> dict[str, Any]:
+    """What run.json says of the data: `data`, where it lies; `about`, what it is; `samples`, the sizes of splits."""
+    return {
+        "data": {
+            name: f"{type(source).__name__}: {source.path or 'default data'}" for name, source in data.sources.items()
+        },
+        "about": {name: about_source(source) for name, source in data.sources.items()},
+        "samples": data.sizes,
+    }
+
+
+def write_sizes(run: Path, data: MultimodalData) -> None:
+    """Add the sizes of splits that were asked for since, where the data is that of the run."""
+    facts, known = read_numbers(run)[0], described(data)
+    if facts.get("data") != known["data"]:
+        return
+    before = facts.get("samples", {})
+    write_run_facts(run, {"samples": {name: before.get(name, {}) | sizes for name, sizes in data.sizes.items()}})
 
 
 class PredictionWriter(BasePredictionWriter):

@@ -101,21 +101,25 @@ class Source(Configurable, ABC):
         """The names of an integer label's values, in order; empty where the label has none."""
         return ()
 
-    def label_values(self, label: str, name: Split) -> Sequence[Any]:
-        """The values of a label in a split, of the samples that have it; reads every sample unless a source knows more.
+    def label_places(self, label: str, name: Split) -> Sequence[tuple[int, Any]]:
+        """Place in a split and value of a label, of the samples that have it; those that can't be read are left out.
 
-        Samples that can't be read are left out.
+        Every sample is read, unless a source knows more.
         """
         samples = self.split(name)
-        values: list[Any] = []
+        found: list[tuple[int, Any]] = []
         for index in range(len(samples)):
             try:
                 labels = samples[index].labels
             except SampleError:
                 continue
             if label in labels:
-                values.append(labels[label])
-        return values
+                found.append((index, labels[label]))
+        return found
+
+    def label_values(self, label: str, name: Split) -> Sequence[Any]:
+        """The values of `label_places`."""
+        return [value for _, value in self.label_places(label, name)]
 
     def texts(self) -> Sequence[str]:
         """The texts of the training split, for training a tokenizer or listing retrieval candidates."""

@@ -57,6 +57,10 @@ class TrainingCLI(LightningCLI):
             "--resume", type=str | None, default=None, help="go on with the run in this folder (fit), as it was"
         )
 
+        parser.add_argument(
+            "--license", type=str | None, default=None, help="of the trained model, for its card, e.g. apache-2.0"
+        )
+
     def before_instantiate_classes(self) -> None:
         """Point everything that writes to the run folder."""
         config = self.config[self.subcommand] if self.subcommand else self.config
@@ -65,8 +69,7 @@ class TrainingCLI(LightningCLI):
         config.trainer.default_root_dir = str(run)
         if self.subcommand == "predict":
             config.return_predictions = False  # they are on the disk; all of them may not fit into memory
-        if isinstance(config.data.path, str):
-            _follow(config.model, {source.class_path for source in config.data.sources.values()}, config.data.path)
+        _follow(config.model, _paths(config.data))
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """The trainer with the run folder's loggers and callbacks, besides those of the configuration."""
@@ -79,7 +82,7 @@ class TrainingCLI(LightningCLI):
                 CSVLogger(str(run), name="logs", version=version),
                 TensorBoardLogger(str(run), name="logs", version=version),
             ]
-        callbacks: list[L.Callback] = [RunFolder(run), PredictionWriter(run)]
+        callbacks: list[L.Callback] = [RunFolder(run, self._get(self.config_init, "license")), PredictionWriter(run)]
         if config.get("enable_progress_bar") is not False:
             callbacks.append(RichProgressBar(leave=False))
         if kwargs.get("logger") or config.get("logger"):
@@ -107,17 +110,25 @@ class TrainingCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
 
-def _follow(config: Any, classes: set[str], path: str) -> None:
+def _paths(data: Any) -> dict[str, str]:
+    """Class of a source -> the user's own data that it reads."""
+    given = {} if data.path is None else data.path
+    named = dict.fromkeys(data.sources, given) if isinstance(given, str) else given
+    return {source.class_path: named[name] for name, source in data.sources.items() if name in named}
+
+
+def _follow(config: Any, paths: dict[str, str]) -> None:
     """Let the sources within the model's configuration, which train tokenizers, read the user's own data too."""
     if isinstance(config, Namespace | dict):
         items = vars(config) if isinstance(config, Namespace) else config
-        if items.get("class_path") in classes and items["init_args"].get("path") is None:
+        path = paths.get(str(items.get("class_path")))
+        if path is not None and items["init_args"].get("path") is None:
             items["init_args"]["path"] = path
         for item in items.values():
-            _follow(item, classes, path)
+            _follow(item, paths)
     elif isinstance(config, list):
         for item in config:
-            _follow(item, classes, path)
+            _follow(item, paths)
 
 
 def train(arguments: Sequence[str]) -> TrainingCLI:

@@ -12,6 +12,7 @@ on what `classic_features` of the recipe's baseline.py gives, where it has one).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -30,12 +31,12 @@ from mmpt.adapters import LoRA
 from mmpt.commands import embed_split
 from mmpt.config import from_config, packages
 from mmpt.data import MultimodalData
-from mmpt.errors import ConfigError
+from mmpt.errors import ConfigError, SampleError
 from mmpt.evaluation.linear_probe import linear_probe
 from mmpt.finetuning import FineTuning
 from mmpt.labels import FewShot
 from mmpt.model import MultimodalModel
-from mmpt.source import Sample, Source
+from mmpt.source import Around, Examples, Sample, Source, Split
 
 METHODS = ("tuned", "lora", "linear_probe", "from_scratch", "classic")
 HERE = Path(__file__).parent
@@ -53,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--steps", type=int, default=100, help="of tuning")
+    parser.add_argument("--most", type=int, default=1000, help="samples of the test split, evenly over it, at most")
     parser.add_argument("--trust", nargs="*", default=[], help="packages that the folder may name classes of")
     parser.add_argument("--summary", action="store_true", help="only print what the file holds")
     options = parser.parse_args(arguments)
@@ -65,10 +67,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+class Kept(Around):
+    """A source that is read once however often it is asked, with a part of a large test split.
+
+    Args:
+        source: gives the samples.
+        most: samples of the test split, evenly over it.
+    """
+
+    def __init__(self, source: Source, most: int) -> None:
+        self.source, self.most = source, most
+        self.splits: dict[Split, Examples] = {}
+        self.places: dict[tuple[str, Split], Sequence[tuple[int, Any]]] = {}
+
+    def split(self, name: Split) -> Examples:
+        """See `Source`."""
+        if name not in self.splits:
+            samples = self.source.split(name)
+            if name == "test" and len(samples) > self.most:
+                samples = [samples[i] for i in np.linspace(0, len(samples) - 1, self.most).round().astype(int).tolist()]
+            self.splits[name] = samples
+        return self.splits[name]
+
+    def label_names(self, label: str) -> Sequence[str]:
+        """See `Source`."""
+        return self.source.label_names(label)
+
+    def label_places(self, label: str, name: Split) -> Sequence[tuple[int, Any]]:
+        """See `Source`."""
+        if (label, name) not in self.places:
+            self.places[label, name] = self.source.label_places(label, name)
+        return self.places[label, name]
+
+
 def measure(options: argparse.Namespace) -> None:
     """Write a line for each method, number of shots and seed that has none."""
     config = options.config or HERE / options.domain / "finetune.yaml"
     domain = options.domain or config.parent.name
+    content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    given = from_config(content["data"]["sources"], trust=sorted(packages(content)))
+    sources = {name: Kept(source, options.most) for name, source in given.items()}
     done = {(r["domain"], r["method"], r["shots"], r["seed"]) for r in read(options.output)}
     classic = classic_of(config.parent / "baseline.py")
     for seed in options.seeds:
@@ -76,7 +114,7 @@ def measure(options: argparse.Namespace) -> None:
             for method in options.methods:
                 if (domain, method, shots, seed) in done or (method == "classic" and classic is None):
                     continue
-                numbers = result(options, config, method, shots, seed, classic)
+                numbers = result(options, content, sources, method, shots, seed, classic)
                 row = {"domain": domain, "method": method, "shots": shots, "seed": seed, **numbers}
                 write(options.output, row)
                 print(json.dumps(row))
@@ -84,22 +122,22 @@ def measure(options: argparse.Namespace) -> None:
 
 def result(
     options: argparse.Namespace,
-    config: Path,
+    content: dict[str, Any],
+    sources: dict[str, Source],
     method: str,
     shots: int,
     seed: int,
     classic: Callable[[Sequence[Sample]], Any] | None,
 ) -> dict[str, float]:
     """Accuracy and macro F1 on the test split of one method after so many examples of each class."""
-    content = yaml.safe_load(config.read_text(encoding="utf-8"))
     trust = sorted(packages(content) | set(options.trust))
     settings = from_config(content["model"]["init_args"], trust=trust) | {
         "pretrained": str(options.pretrained),
         "trust": options.trust,
     }
     label = settings.get("label", "class")
-    data = from_config(content["data"], trust=trust)
-    data["sources"] = {name: FewShot(source, shots, label, seed) for name, source in data["sources"].items()}
+    data = from_config({name: value for name, value in content["data"].items() if name != "sources"}, trust=trust)
+    data["sources"] = {name: FewShot(source, shots, label, seed) for name, source in sources.items()}
     if options.data_path is not None:
         data["path"] = options.data_path
     module = MultimodalData(**data | {"seed": seed, "drop_last": False})
@@ -112,7 +150,8 @@ def result(
         train_x, train_y = embed_split(model, module, "train", (settings["modality"],))
         test_x, test_y = embed_split(model, module, "test", (settings["modality"],))
         found = linear_probe(train_x, train_y[label], test_x, test_y[label], seed)
-        return {"accuracy": found.accuracy, "macro_f1": found.macro_f1, "accuracy_majority": found.majority}
+        majority = largest(test_y[label].numpy())
+        return {"accuracy": found.accuracy, "macro_f1": found.macro_f1, "accuracy_majority": majority}
     torch.manual_seed(seed)
     own = {"lora": {"adapter": LoRA()}, "from_scratch": {"from_scratch": True}}.get(method, {})
     tuner = FineTuning(**settings | own)
@@ -129,12 +168,30 @@ def classic_numbers(
     sources: Sequence[Source], label: str, features: Callable[[Sequence[Sample]], Any], seed: int
 ) -> dict[str, float]:
     """The same for logistic regression on features that nothing was trained for."""
-    parts = [[part[i] for s in sources for part in [s.split(name)] for i in range(len(part))] for name in ("train", "test")]  # fmt: skip  # noqa: E501
-    count = len(parts[0])
-    values = np.asarray(features([*parts[0], *parts[1]]), dtype=np.float32)
-    train_y, test_y = (np.array([sample.labels[label] for sample in part]) for part in parts)
+    train, test = (
+        [sample for source in sources for sample in labelled(source.split(name), label)] for name in ("train", "test")
+    )
+    count = len(train)
+    values = np.asarray(features([*train, *test]), dtype=np.float32)
+    train_y, test_y = (np.array([sample.labels[label] for sample in part]) for part in (train, test))
     found = linear_probe(values[:count], train_y, values[count:], test_y, seed)
-    return {"accuracy": found.accuracy, "macro_f1": found.macro_f1, "accuracy_majority": found.majority}
+    return {"accuracy": found.accuracy, "macro_f1": found.macro_f1, "accuracy_majority": largest(test_y)}
+
+
+def labelled(samples: Examples, label: str) -> list[Sample]:
+    """The samples that can be read and have the label."""
+    found = []
+    for index in range(len(samples)):
+        with contextlib.suppress(SampleError):
+            sample = samples[index]
+            if label in sample.labels:
+                found.append(sample)
+    return found
+
+
+def largest(labels: np.ndarray) -> float:
+    """Share of the most frequent class of the test split: the same baseline for all methods."""
+    return float(np.unique(labels, return_counts=True)[1].max() / len(labels))
 
 
 def classic_of(path: Path) -> Callable[[Sequence[Sample]], Any] | None:

@@ -324,6 +324,17 @@ def test_own_tables_keep_families_together_and_name_bad_rows(tmp_path):
         source.split("train")
 
 
+def test_own_classes_need_no_texts(tmp_path):
+    rows = [f"resnet18,{'bcad'[i % 4]},family {i}" for i in range(40)]
+    (tmp_path / "mine.csv").write_text("network,class,family\n" + "\n".join([*rows, "resnet18,,family 40"]))
+    source = ModelZoo(path=str(tmp_path / "mine.csv"))
+    assert source.label_names("class") == ["a", "b", "c", "d"]
+    assert sum(len(source.split(name)) for name in ("train", "validation", "test")) == 40
+    assert len(source.everything()) == 41
+    assert source.everything()[2].labels == {"class": 0}
+    assert source.everything()[40].labels == {}
+
+
 def test_a_table_cannot_name_files_outside_its_folder(tmp_path):
     (tmp_path / "t.csv").write_text("network,text\n../secret.json,x\n")
     source = ModelZoo()

@@ -15,6 +15,7 @@ import yaml
 
 from mmpt import MultimodalModel
 from mmpt.cli import main
+from mmpt.evaluation.record import read_outcomes
 
 
 def mmpt(*arguments: object) -> int:
@@ -89,6 +90,23 @@ def test_evaluate_leaves_a_report_with_classes_in_a_folder(run, config, tmp_path
     assert stored["names"][0] == "test-0"
     numbers = json.loads((tmp_path / "knn" / "metrics.json").read_text())
     assert stored["outcome:knn/class/accuracy"].mean() == pytest.approx(numbers["knn/class/accuracy"])
+
+
+def test_every_evaluation_has_intervals_and_tables_on_its_page(run, config, tmp_path):
+    words = {"retrieval": ["text_to_points/median_rank"], "zero-shot": ["Confusion", "zigzag", "macro_recall"]}
+    for task, expected in (words | {"linear-probe": ["Confusion", "Calibration", "macro_f1"]}).items():
+        options = ["--model", run / "model", "--config", config, "--trust", "shapes", "--output", tmp_path / task]
+        assert mmpt("evaluate", task, *options) == 0
+        details = json.loads((tmp_path / task / "evaluation.json").read_text())
+        numbers = json.loads((tmp_path / task / "metrics.json").read_text())
+        for name, (low, high) in details["intervals"].items():
+            assert low <= numbers[name] <= high, name
+        page = (tmp_path / task / "report.html").read_text(encoding="utf-8").replace("<wbr>", "")
+        for word in ["bootstrap", *expected]:
+            assert word in page
+        names, outcomes = read_outcomes(tmp_path / task)
+        assert len(names) == 16
+        assert all(len(values) == 16 for values in outcomes.values())
 
 
 def test_evaluation_during_pretraining_changes_nothing(run, config, tmp_path):

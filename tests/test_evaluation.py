@@ -5,12 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import balanced_accuracy_score, f1_score
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics.functional.retrieval import retrieval_hit_rate, retrieval_reciprocal_rank
 
 from mmpt.errors import DataError
-from mmpt.evaluation.intervals import bootstrap_interval
+from mmpt.evaluation.intervals import bootstrap_interval, macro_f1, macro_recall
 from mmpt.evaluation.linear_probe import STRENGTHS, _hold_out, linear_probe
 from mmpt.evaluation.nearest import label_similarity, nearest
 from mmpt.evaluation.projection import TSNE_LIMIT, two_dimensional
@@ -137,6 +138,20 @@ class TestRetrieval:
             "retrieval/new/mean_reciprocal_rank": 0.75,
         }
 
+    def test_every_metric_has_an_interval_over_queries(self):
+        found = retrieval(normal(40, 4), normal(40, 4, seed=1), torch.arange(40))
+        named = found.evaluation("there", [f"q{i}" for i in range(40)])
+        assert named.outcomes["there/R@5"].mean() == pytest.approx(found.recall[5])
+        bare = found.evaluation("there")
+        assert not bare.outcomes  # nothing to tell the queries by
+        assert named.with_intervals().intervals == bare.with_intervals().intervals
+        metrics = [name for name in named.metrics if not name.endswith("_chance")]
+        assert sorted(named.intervals) == sorted(metrics)
+        for name in metrics:
+            low, high = named.intervals[name]
+            assert low <= named.metrics[name] <= high
+            assert low < high
+
     def test_what_can_not_be_ranked_is_refused(self):
         queries, candidates, target = normal(3, 4), normal(5, 4), torch.arange(3)
         damaged = queries.clone()
@@ -185,6 +200,7 @@ class TestZeroShot:
         # From 1 degree the fifth class is at 40 degrees, the sixth at 50.
         assert zero_shot(at(1), classes, torch.tensor([4])).top5 == 1.0
         assert zero_shot(at(1), classes, torch.tensor([5])).top5 == 0.0
+        assert zero_shot(at(1, 1), classes, torch.tensor([4, 5])).in_top5.tolist() == [1.0, 0.0]
 
     def test_a_long_class_vector_gains_nothing(self):
         classes = at(*ANGLES) * torch.tensor([1.0, 50.0, 1.0, 1.0])[:, None]
@@ -281,6 +297,11 @@ class TestNearest:
         assert nearest(train, labels, test, torch.tensor([0, 2, 1]), k=3).predictions.tolist() == [1, 2, 1]
         assert nearest(train, labels, test, torch.tensor([0, 2, 1]), k=3).accuracy == pytest.approx(2 / 3)
 
+    def test_confidence_is_the_share_of_votes(self):
+        train, labels = at(0, 10, 20, 60, 70), torch.tensor([0, 1, 1, 2, 2])
+        found = nearest(train, labels, at(1, 65), torch.tensor([1, 2]), k=3)
+        assert found.confidence.tolist() == pytest.approx([2 / 3, 2 / 3])
+
     def test_direction_counts_and_not_distance(self):
         # The vector at 0 degrees is far away but points as the query does.
         train = at(0, 40) * torch.tensor([[100.0], [1.0]])
@@ -320,6 +341,15 @@ class TestBootstrapInterval:
         assert bootstrap_interval(pairs, lambda rows: float(np.abs(rows[:, 0] - rows[:, 1]).max())) == (0.0, 0.0)
         low, high = bootstrap_interval(torch.arange(101.0), np.median)
         assert 30 < low < 50 < high < 70
+
+    def test_macro_means_by_hand_and_as_scikit_learn(self):
+        # Class 0: 2 of 3 found, 1 of 3 answers wrong; class 1: 1 of 2 found, half of the answers wrong.
+        pairs = np.array([[0, 0], [0, 0], [0, 1], [1, 1], [1, 0]])
+        assert macro_recall(pairs) == pytest.approx((2 / 3 + 1 / 2) / 2)
+        assert macro_f1(pairs) == pytest.approx((4 / 6 + 2 / 4) / 2)
+        drawn = np.random.default_rng(0).integers(0, 6, (40, 2))
+        assert macro_f1(drawn) == pytest.approx(f1_score(*drawn.T, average="macro", zero_division=0.0))
+        assert macro_recall(drawn) == pytest.approx(balanced_accuracy_score(*drawn.T))
 
     def test_nothing_is_refused(self):
         with pytest.raises(DataError, match="at least one"):

@@ -184,3 +184,16 @@ def test_a_modality_that_goes_through_the_text_transformer_is_tuned_with_it(tmp_
     assert module.head(Tokens(torch.zeros(2, 3, 32), torch.ones(2, 3, dtype=torch.bool)), points.pool).ndim == 2
     # what the classifier reads has been through the text transformer
     assert not torch.equal(module.model.text.transformer.layers[0].expand.weight, before)
+
+
+def test_balanced_tagging_counts_the_units_of_the_training_split(folder):
+    module = FineTuning(folder, "midi", "velocity", "tagging", class_weights="balanced")
+    source = Pieces()
+    module.task.prepare([source], training=True)
+    edges = [piece.modalities["midi"].velocity for piece in source.split("train")]
+    classes = module.task.values([source])
+    assert len(classes) == sum(map(len, edges))  # a note that is cut off would be missing
+    counts = functools.reduce(lambda total, value: total | {value: total.get(value, 0) + 1}, classes.tolist(), {})
+    for number, weight in enumerate(module.task.class_weight.tolist()):
+        assert weight == pytest.approx(len(classes) / (len(VELOCITY_CLASSES) * counts.get(number, 1)))
+    assert len(counts) > 1

@@ -15,7 +15,7 @@ from PIL import Image
 from mmpt.batches import MixtureSampler
 from mmpt.config import from_config
 from mmpt.datasets import emoji_art
-from mmpt.datasets.emoji import Emoji, TrainingEmoji
+from mmpt.datasets.emoji import Emoji, EmojiCategories, TrainingEmoji, emoji_categories
 from mmpt.datasets.image import ImageText
 from mmpt.encoders.image import ImageProcessor
 from mmpt.errors import ConfigError, DataError, SampleError
@@ -554,3 +554,14 @@ def test_everything_of_a_folder_needs_no_texts(tmp_path):
     everything = ImageText(str(tmp_path)).everything()
     assert [everything[i].name for i in range(len(everything))] == ["a.jpg", "b.png", "c/d.png"]
     assert all(set(everything[i].modalities) == {"image"} for i in range(3))
+
+
+def test_categories_are_divided_whole_or_with_few_labels():
+    whole, few = EmojiCategories(), EmojiCategories(shots=10)
+    for source in (whole, few):
+        parts = [set(source._numbers(split)) for split in SPLITS]
+        assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
+        assert set.union(*parts) == set(emoji_categories())
+    kinds = [emoji_categories()[number] for number in few._numbers("train")]
+    assert {kinds.count(kind) for kind in kinds} == {10}
+    assert len(whole._numbers("train")) == pytest.approx(0.6 * len(emoji_categories()), abs=9)

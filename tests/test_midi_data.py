@@ -19,6 +19,7 @@ from mmpt.datasets.midi_corpus import Corpus, CorpusPiece, from_music21, load_pi
 from mmpt.encoder import IGNORED
 from mmpt.encoders.midi import MidiProcessor
 from mmpt.errors import ConfigError, DataError, SampleError
+from mmpt.source import Source
 
 SPLITS = ("train", "validation", "test")
 
@@ -64,6 +65,15 @@ def test_lengths_are_the_notes_of_each_excerpt(songs):
     examples = source.split("train")
     assert source.lengths("train") == [len(examples[i].modalities["midi"]) for i in range(len(examples))]
     assert set(source.lengths("train")) == {12, 6}
+
+
+def test_classes_are_known_without_reading_the_excerpts(songs):
+    (songs / "jigs" / "torn.mid").write_bytes(b"MThd")
+    source = Music(str(songs), length=8)
+    for split in ("train", "validation", "test"):
+        assert source.label_places("class", split) == Source.label_places(source, "class", split)
+        assert source.label_values("class", split) == [value for _, value in source.label_places("class", split)]
+    assert len(source.label_places("piece", "train")) > 0
 
 
 def test_short_last_excerpts_are_left_out_unless_they_are_the_only_one(songs):

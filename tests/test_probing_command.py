@@ -52,6 +52,28 @@ def test_two_models_and_two_tasks_in_one_command(folders, tmp_path, capsys):
         assert word in printed
 
 
+def test_a_folder_holds_the_page_that_every_run_has(folders, tmp_path):
+    models = ["--model", folders["bert"], "--model", f"seeing={folders['clip']}"]
+    options = [*models, "--task", "shape", "--task", "concreteness", "--limit", 9]
+    assert mmpt("probe", "stroop", *options, "--output", tmp_path / "page") == 0
+    metrics = json.loads((tmp_path / "page" / "metrics.json").read_text())
+    written = {
+        (r["model"], r["task"]): r for r in json.loads((tmp_path / "page" / "probe.json").read_text())["results"]
+    }
+    shape = written["seeing", "shape"]
+    assert metrics["shape/seeing/accuracy"] == pytest.approx(shape["over_prompts"]["accuracy"]["mean"])
+    assert metrics["shape/seeing/accuracy_chance"] == pytest.approx(1 / 3)
+    assert "concreteness/bert/spearman" in metrics
+    details = json.loads((tmp_path / "page" / "evaluation.json").read_text())
+    assert details["intervals"]["shape/seeing/accuracy"] == pytest.approx(shape["accuracy_interval"])
+    page = (tmp_path / "page" / "report.html").read_text(encoding="utf-8")
+    for word in ("bootstrap", "seeing", "chance", "9 items"):
+        assert word in page
+    linear = ["--model", folders["bert"], "--task", "shape", "--output", tmp_path / "linear"]
+    assert mmpt("probe", "linear", *linear) == 0
+    assert "shape/bert/macro_accuracy" in json.loads((tmp_path / "linear" / "metrics.json").read_text())
+
+
 def test_the_same_command_gives_the_same_numbers(folders, tmp_path):
     outs = [tmp_path / name for name in ("a.json", "b.json")]
     for out in outs:

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from mmpt import report
 from mmpt.errors import DataError
+from mmpt.evaluation.record import ClassRow, Evaluation
 from mmpt.report import (
     append_skipped,
     build_report,
@@ -420,3 +421,20 @@ class TestPrintedMetrics:
     def test_names_are_not_read_as_markup(self):
         assert "[red]x" in printed({"[bold]/[red]x": 1.0})
         assert "[bold]" in printed({"[bold]/[red]x": 1.0})
+
+
+def test_many_classes_show_their_most_frequent_errors_and_several_labels_only_their_table(tmp_path):
+    names = [f"class {i}" for i in range(50)]
+    confusion = np.diag([3] * 50)
+    confusion[7, 9], confusion[9, 7] = 2, 1
+    rows = [ClassRow(name, 1.0, 1.0, 1.0, 3) for name in names]
+    write_metrics(tmp_path, {"accuracy": 0.5})
+    Evaluation(classes=rows, confusion=confusion.tolist()).write(tmp_path)
+    page = build_report(tmp_path).read_text(encoding="utf-8")
+    errors = page[page.index("most frequent errors") :].split("</table>")[0]
+    assert errors.index('scope="row">class 7<') < errors.index('scope="row">class 9<')
+    assert errors.count("<tr>") == 3
+    Evaluation(classes=rows[:2]).write(tmp_path)
+    page = build_report(tmp_path).read_text(encoding="utf-8")
+    assert "class 1" in page
+    assert "Confusion" not in page

@@ -21,6 +21,7 @@ from mmpt.batches import hash_seed
 from mmpt.cli import main
 from mmpt.errors import CheckpointError
 from mmpt.resume import CheckpointWarning, WholeCheckpointIO, newest_checkpoint, resumed
+from mmpt.streams import RowStream
 
 STEPS = 12  # three epochs of four
 
@@ -30,10 +31,11 @@ class Losses(L.Callback):
 
     Args:
         path: of the file.
+        metric: what a validation is remembered by.
     """
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, path: str, metric: str = "validation/loss") -> None:
+        self.path, self.metric = path, metric
 
     def write(self, name: str, value: float) -> None:
         with open(self.path, "a") as file:
@@ -49,7 +51,11 @@ class Losses(L.Callback):
         reached(f"validation {trainer.global_step}")
 
     def on_validation_end(self, trainer, pl_module):
-        self.write(f"validation {trainer.global_step}", trainer.callback_metrics["validation/loss"])
+        self.write(f"validation {trainer.global_step}", trainer.callback_metrics[self.metric])
+
+    def on_predict_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        self.write(f"predicted {batch.names[0]}", len(batch))
+        reached(f"predict {batch_idx}")
 
 
 def reached(moment: str) -> None:
@@ -121,6 +127,7 @@ def serve() -> None:
         original(checkpoint, file, **options)
 
     torch.save = save
+    RowStream.__init__.__defaults__ = (8,)  # rows of a part: small data have several
     for line in sys.stdin:
         kill_at, kill_after, *arguments = line.rstrip("\n").split("\t")
         child = os.fork()

@@ -156,6 +156,10 @@ class TestLosses:
         weights = task.balanced(values)
         assert [float(weights[i] * (values == i).sum()) for i in range(3)] == pytest.approx([10 / 3] * 3)
 
+    def test_numbers_have_no_classes(self, folder):
+        with pytest.raises(ConfigError, match="no classes"):
+            module_of(folder, "regression", class_weights="balanced")
+
 
 class TestAdapters:
     @pytest.mark.parametrize("dora", [False, True])
@@ -306,6 +310,24 @@ def test_few_shots_are_balanced_nested_and_leave_the_test_alone():
     assert len(few.split("test")) == 16
 
 
+def test_few_shots_pass_over_samples_without_a_label_or_that_can_not_be_read():
+    class Holes(PointsSource):
+        def split(self, name):
+            samples = list(super().split(name))
+            samples[0] = Sample(samples[0].modalities, "bare")
+            return Broken(samples)
+
+    class Broken(list):
+        def __getitem__(self, index):
+            if index == 2:
+                raise SampleError("torn", "torn", "whole", index)
+            return super().__getitem__(index)
+
+    for seed in range(5):
+        drawn = FewShot(Holes(), 3, seed=seed).split("train")
+        assert sorted(sample.labels["class"] for sample in drawn) == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+
+
 def test_calibration_error_by_hand():
     found = calibration(np.array([0.9, 0.9, 0.6, 0.6]), np.array([True, False, True, True]), bins=10)
     assert found.ece == pytest.approx(0.5 * 0.4 + 0.5 * 0.4)
@@ -315,6 +337,12 @@ def test_calibration_error_by_hand():
 def test_class_tables_by_hand():
     rows, confusion = class_tables(np.array([0, 0, 1]), np.array([0, 1, 1]), ["a", "b"])
     assert confusion == [[1, 1], [0, 1]]
+    assert (rows[0].precision, rows[0].recall, rows[1].precision, rows[1].support) == (1.0, 0.5, 0.5, 1)
+
+
+def test_several_labels_have_a_table_and_no_confusion():
+    rows, confusion = class_tables(np.array([[1, 0], [1, 1]]), np.array([[1, 1], [0, 1]]), ["a", "b"])
+    assert confusion == []
     assert (rows[0].precision, rows[0].recall, rows[1].precision, rows[1].support) == (1.0, 0.5, 0.5, 1)
 
 

@@ -44,3 +44,32 @@ def bootstrap_interval(
     resampled = [float(statistic(array[generator.integers(0, len(array), len(array))])) for _ in range(n)]
     low, high = np.quantile(resampled, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
     return float(low), float(high)
+
+
+def macro_recall(pairs: np.ndarray) -> float:
+    """Mean over the classes that occur as targets of the share of their examples that were found.
+
+    Args:
+        pairs: integers (n, 2), target and answer.
+    """
+    right, support, _ = _counts(pairs)
+    return float((right[support > 0] / support[support > 0]).mean())
+
+
+def macro_f1(pairs: np.ndarray) -> float:
+    """Mean F1 score over the classes that occur as targets or answers, as scikit-learn's `f1_score(average="macro")`.
+
+    Args:
+        pairs: integers (n, 2), target and answer.
+    """
+    right, support, given = _counts(pairs)
+    both = support + given
+    return float((2 * right[both > 0] / both[both > 0]).mean())
+
+
+def _counts(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each class how many examples were right, have it, and were given it."""
+    targets, answers = pairs[:, 0], pairs[:, 1]
+    size = int(pairs.max()) + 1
+    right = np.bincount(targets[targets == answers], minlength=size)
+    return right, np.bincount(targets, minlength=size), np.bincount(answers, minlength=size)

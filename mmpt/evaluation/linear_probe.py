@@ -35,6 +35,7 @@ class LinearProbeResult:
         majority: test accuracy of always answering the most frequent class of the training part.
         majority_macro_f1: macro F1 of that answer.
         predictions: long (test examples,).
+        confidence: float (test examples,), probability that the probe gives its answer.
     """
 
     accuracy: float
@@ -43,6 +44,7 @@ class LinearProbeResult:
     majority: float
     majority_macro_f1: float
     predictions: Tensor
+    confidence: Tensor
 
     def metrics(self, prefix: str) -> dict[str, float]:
         """Flat names for a run's metrics with their baselines.
@@ -83,7 +85,8 @@ def linear_probe(train_x: Array, train_y: Array, test_x: Array, test_y: Array, s
 
     features, test_features = fit_x.cpu().numpy(), score_x.cpu().numpy()
     c = _choose_strength(features, fit_y, seed)
-    predictions = _probe(c).fit(features, fit_y).predict(test_features)
+    probe = _probe(c).fit(features, fit_y)
+    predictions, confidence = probe.predict(test_features), probe.predict_proba(test_features).max(1)
     majority = DummyClassifier(strategy="most_frequent").fit(features, fit_y).predict(test_features)
     return LinearProbeResult(
         accuracy=float(accuracy_score(score_y, predictions)),
@@ -92,6 +95,7 @@ def linear_probe(train_x: Array, train_y: Array, test_x: Array, test_y: Array, s
         majority=float(accuracy_score(score_y, majority)),
         majority_macro_f1=float(f1_score(score_y, majority, average="macro", zero_division=0.0)),
         predictions=torch.from_numpy(predictions),
+        confidence=torch.from_numpy(confidence).float().clamp(max=1.0),
     )
 
 

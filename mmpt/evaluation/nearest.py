@@ -23,12 +23,14 @@ class NearestResult:
         k: number of neighbours that voted.
         majority: test accuracy of always answering the most frequent class of the training part.
         predictions: long (test examples,).
+        confidence: float (test examples,), share of the votes for the answer.
     """
 
     accuracy: float
     k: int
     majority: float
     predictions: Tensor
+    confidence: Tensor
 
     def metrics(self, prefix: str) -> dict[str, float]:
         """Flat names for a run's metrics with their baseline.
@@ -71,6 +73,7 @@ def nearest(train_x: Array, train_y: Array, test_x: Array, test_y: Array, k: int
         k=k,
         majority=float((majority == score_y).mean()),
         predictions=torch.from_numpy(predictions),
+        confidence=torch.from_numpy(vote.predict_proba(test_features).max(1)).float(),
     )
 
 

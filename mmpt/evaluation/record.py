@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from mmpt.evaluation.intervals import bootstrap_interval
 from mmpt.files import write_atomically
 
 DETAILS, OUTCOMES = "evaluation.json", "outcomes.npz"
+MOST_CONFUSED = 500
+"""Classes beyond which no confusion matrix is kept; it grows with their square."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Evaluation:
         classes: table of classes, empty where there are none.
         confusion: counts; row is the true class, column the predicted one. Empty where there are no classes.
         calibration: how far confidence and accuracy agree, where there are confidences.
+        statistics: name of any other metric -> the examples (m, ...) that it is a function of, and the function. The
+            examples may be others than those of `names`: texts, where samples are named.
     """
 
     metrics: dict[str, float] = field(default_factory=dict)
@@ -60,11 +64,14 @@ class Evaluation:
     classes: list[ClassRow] = field(default_factory=list)
     confusion: list[list[int]] = field(default_factory=list)
     calibration: Calibration | None = None
+    statistics: dict[str, tuple[np.ndarray, Callable[[np.ndarray], float]]] = field(default_factory=dict)
 
     def with_intervals(self, seed: int = 0) -> Evaluation:
-        """The same with an interval for each metric that is a mean over examples."""
+        """The same with an interval for each metric whose examples are known."""
         for name, values in self.outcomes.items():
             self.intervals[name] = bootstrap_interval(values, seed=seed)
+        for name, (values, statistic) in self.statistics.items():
+            self.intervals[name] = bootstrap_interval(values, statistic, seed=seed)
         return self
 
     def prefixed(self, prefix: str) -> Evaluation:
@@ -77,6 +84,7 @@ class Evaluation:
             self.classes,
             self.confusion,
             self.calibration,
+            {f"{prefix}/{name}": examples for name, examples in self.statistics.items()},
         )
 
     def write(self, run: Path) -> None:
@@ -112,14 +120,37 @@ def read_outcomes(run: Path) -> tuple[list[str], dict[str, np.ndarray]]:
         raise DataError(f"{path} can't be read ({error}); restore or delete it") from error
 
 
+def classified(
+    targets: np.ndarray,
+    answers: np.ndarray,
+    labels: Sequence[str],
+    names: Sequence[str],
+    **statistics: Callable[[np.ndarray], float],
+) -> Evaluation:
+    """What any classification leaves besides its numbers: who was right, the tables of classes, what intervals are of.
+
+    Args:
+        targets: integers (n,).
+        answers: integers (n,).
+        labels: name of each class; where there are none, the classes' numbers.
+        names: what names each example, (n,).
+        statistics: name of a metric -> the function of (target, answer) rows that it is, e.g. `macro_f1`.
+    """
+    labels = labels or [str(number) for number in range(int(max(answers.max(), targets.max())) + 1)]
+    classes, confusion = class_tables(targets, answers, labels)
+    correct, pairs = (answers == targets).astype(float), np.stack([targets, answers], 1)
+    known = {name: (pairs, statistic) for name, statistic in statistics.items()}
+    return Evaluation({}, {"accuracy": correct}, list(names), {}, classes, confusion, None, known)
+
+
 def class_tables(
     targets: np.ndarray, predictions: np.ndarray, labels: Sequence[str]
 ) -> tuple[list[ClassRow], list[list[int]]]:
     """The table of classes and the confusion matrix.
 
     Args:
-        targets: integers (n,).
-        predictions: integers (n,).
+        targets: integers (n,), or 0 and 1 (n, labels) where an example may have several labels; that has no confusion.
+        predictions: of the same shape.
         labels: name of each class.
     """
     numbers = np.arange(len(labels))
@@ -128,6 +159,8 @@ def class_tables(
         ClassRow(label, float(p), float(r), float(f), int(n))
         for label, p, r, f, n in zip(labels, *columns, strict=True)
     ]
+    if targets.ndim == 2 or len(labels) > MOST_CONFUSED:
+        return rows, []
     return rows, confusion_matrix(targets, predictions, labels=numbers).tolist()
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from mmpt.errors import DataError
 from mmpt.evaluation.checks import Array, embeddings_of, labels_of, same_width
+from mmpt.evaluation.record import Evaluation
 
 TIE = 1e-6
 """Cosines that differ by less are ties: it is the rounding of float32, not a preference of the model."""
@@ -52,6 +53,23 @@ class RetrievalResult:
         flat[f"{prefix}/median_rank"] = self.median_rank
         flat[f"{prefix}/mean_reciprocal_rank"] = self.mean_reciprocal_rank
         return flat
+
+    def evaluation(self, prefix: str, names: Sequence[str] = ()) -> Evaluation:
+        """The metrics with the ranks behind them, from which come their intervals over queries.
+
+        Args:
+            prefix: see `metrics`.
+            names: of the queries, where runs shall be compared query by query; without them the outcomes of single
+                queries are not kept.
+        """
+        ranks = self.ranks.numpy()
+        means = {f"{prefix}/R@{k}": (ranks <= k).astype(float) for k in self.recall}
+        means[f"{prefix}/mean_reciprocal_rank"] = 1.0 / ranks
+        found = Evaluation(self.metrics(prefix), means if names else {}, list(names))
+        if not names:
+            found.statistics |= {name: (values, np.mean) for name, values in means.items()}
+        found.statistics[f"{prefix}/median_rank"] = ranks, np.median
+        return found
 
 
 def retrieval(

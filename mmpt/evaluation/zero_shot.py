@@ -26,6 +26,7 @@ class ZeroShotResult:
         per_class: float (c,), recall of each class; NaN where it has no example.
         confusion: long (c, c); row is the true class, column the predicted one.
         predictions: long (n,).
+        in_top5: float (n,), what each example adds to `top5`.
         majority: accuracy of always answering the most frequent class.
         chance: accuracy of a uniform guess, 1 / c.
     """
@@ -38,6 +39,7 @@ class ZeroShotResult:
     predictions: Tensor
     majority: float
     chance: float
+    in_top5: Tensor
 
     def metrics(self, prefix: str) -> dict[str, float]:
         """Flat names for a run's metrics with their baselines.
@@ -89,7 +91,7 @@ def zero_shot(embeddings: Array, class_embeddings: Array, labels: Array, chunk: 
     n, c = len(example_nd), len(class_cd)
     label_n = labels_of(labels, "labels", n, classes=c).cpu()
 
-    top5 = retrieval(example_nd, class_cd, label_n, ks=(5,), chunk=chunk).recall[5]
+    in_top5 = (retrieval(example_nd, class_cd, label_n, ks=(5,), chunk=chunk).ranks <= 5).float()
     # The length of an example scales all its scores alike, so only the classes need normalising here.
     class_cd = F.normalize(class_cd, dim=1).to(example_nd.device)
     prediction_n = torch.cat([(rows @ class_cd.T).argmax(1) for rows in example_nd.split(chunk)]).cpu()
@@ -100,10 +102,11 @@ def zero_shot(embeddings: Array, class_embeddings: Array, labels: Array, chunk: 
     return ZeroShotResult(
         accuracy=float(confusion.diagonal().sum() / n),
         macro_recall=float(np.nanmean(per_class)),
-        top5=top5,
+        top5=float(in_top5.mean()),
         per_class=torch.from_numpy(per_class).float(),
         confusion=torch.from_numpy(confusion).long(),
         predictions=prediction_n,
         majority=float(support.max() / n),
         chance=1.0 / c,
+        in_top5=in_top5,
     )

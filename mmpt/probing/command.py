@@ -20,6 +20,7 @@ from mmpt.probing.embedders import Embedder, TokenEmbedder
 from mmpt.probing.linear import LinearWordProbe
 from mmpt.probing.loading import load_embedder
 from mmpt.probing.masked_lm import MaskedLmProbe
+from mmpt.probing.page import write_page
 from mmpt.probing.plots import write_plots
 from mmpt.probing.scoring import summary
 from mmpt.probing.stroop import PRESETS, ProbeResult, StroopProbe, StroopSettings, count
@@ -34,13 +35,19 @@ def probe(options: argparse.Namespace) -> None:
     """`mmpt probe stroop|masked-lm|linear`."""
     console = Console()
     tasks = [_task(source, options) for source in options.task]
-    if options.output is not None and options.output.suffix != ".json":
-        raise ConfigError(f"--output {options.output}: expected a name that ends in .json")
+    if options.output is not None and options.output.suffix not in ("", ".json"):
+        raise ConfigError(f"--output {options.output}: expected a name that ends in .json, or a folder for a report")
+    page = options.output is not None and not options.output.suffix
+    numbers = options.output / "probe.json" if page else options.output
     if options.probe == "linear":
-        _linear(options, tasks, console)
-        return
-    results = _masked(options, tasks, console) if options.probe == "masked-lm" else _stroop(options, tasks, console)
-    report(results, options.output, console, options.seed)
+        summaries = _linear(options, tasks, console, numbers)
+    else:
+        results = _masked(options, tasks, console) if options.probe == "masked-lm" else _stroop(options, tasks, console)
+        summaries = report(results, numbers, console, options.seed)["results"]
+    if page:
+        console.print(
+            f"report  {write_page(options.output, options.probe, summaries)}", highlight=False, soft_wrap=True
+        )
 
 
 def report(results: Sequence[ProbeResult], output: Path | None, console: Console, seed: int = 0) -> dict[str, Any]:
@@ -140,7 +147,9 @@ def _masked(options: argparse.Namespace, tasks: Sequence[Task], console: Console
     return results
 
 
-def _linear(options: argparse.Namespace, tasks: Sequence[Task], console: Console) -> None:
+def _linear(
+    options: argparse.Namespace, tasks: Sequence[Task], console: Console, output: Path | None
+) -> list[dict[str, Any]]:
     rows = []
     pooling = None if options.pooling == "auto" else options.pooling
     for source in options.model:
@@ -150,8 +159,9 @@ def _linear(options: argparse.Namespace, tasks: Sequence[Task], console: Console
             for task in tasks
         ]
     print_linear(rows, console)
-    if options.output is not None:
-        write_json(options.output, {"results": rows})
+    if output is not None:
+        write_json(output, {"results": rows})
+    return rows
 
 
 def _encoder(source: str, options: argparse.Namespace) -> Embedder:

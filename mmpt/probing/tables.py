@@ -68,7 +68,7 @@ def print_summaries(summaries: Sequence[Mapping[str, Any]], console: Console) ->
                 _spread(over.get("accuracy_calibrated")),
             ]
             cells = [_spread(main), f"{low:.3f} to {high:.3f}", *([] if rating else others)]
-            table.add_row(about["model"], _settings(about["settings"]), *cells)
+            table.add_row(about["model"], settings_text(about["settings"]), *cells)
         console.print(table)
     console.print(
         "mean ± standard deviation over prompts; interval: bootstrap over items; max: the best prompt, chosen on these "
@@ -119,15 +119,16 @@ def print_linear(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     console.print(table)
 
 
-def _settings(settings: Mapping[str, Any]) -> str:
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """How a text became a vector, or options were scored, in a few words."""
     if "policy" in settings:
         return str(settings["policy"])
     parts = [str(settings["pooling"])]
-    if settings["neutral"]:
+    if settings.get("neutral"):
         parts.append(f"neutral {settings['neutral']!r}")
-    if not settings["attention_mask"]:
+    if not settings.get("attention_mask", True):
         parts.append("no mask")
-    if not settings["normalize"]:
+    if not settings.get("normalize", True):
         parts.append("dot product")
     return ", ".join(parts)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,16 +14,20 @@ from sklearn.metrics import average_precision_score, f1_score, r2_score
 from torch import Tensor, nn
 
 from mmpt.config import from_config, to_config
-from mmpt.encoder import IGNORED, KEEP
-from mmpt.errors import ConfigError, DataError
+from mmpt.encoder import IGNORED, KEEP, Corruption, Inputs
+from mmpt.errors import ConfigError, DataError, SampleError
 from mmpt.evaluation.calibration import calibration
-from mmpt.evaluation.record import Evaluation, class_tables, joined
+from mmpt.evaluation.intervals import macro_f1, macro_recall
+from mmpt.evaluation.record import Evaluation, class_tables, classified, joined
 from mmpt.features import Features
 from mmpt.heads.head import HeadOutput
 from mmpt.model import MultimodalModel
 from mmpt.source import Source
 from mmpt.task_heads import PooledHead, TaskHead, UnitHead
 from mmpt.tasks.task import Task, TaskOptions
+
+READ = 64
+"""Samples that are read at once to count the labels of their units."""
 
 
 class LabelTask(Task):
@@ -46,6 +52,8 @@ class LabelTask(Task):
             kind = "each unit" if self.head.per_unit else "whole samples"
             raise ConfigError(f"the head {type(self.head).__name__} scores {kind}, which is not {self.name}")
         self.width = model.pooled_width(self.modality)
+        encoder = model.modality(self.modality).encoder
+        self._processor, self._unit_labels = encoder.processor, encoder.unit_labels
         self.label_names: list[str] = []
         self.notes: list[tuple[Tensor, Tensor, list[str]]] = []
 
@@ -92,7 +100,11 @@ class LabelTask(Task):
             if len(given) != self.outputs:
                 raise ConfigError(f"class_weights has {len(given)} numbers for {self.outputs} labels")
             return torch.tensor(given)
-        return self.balanced(np.array([v for source in sources for v in source.label_values(self.label, "train")]))
+        return self.balanced(self.values(sources))
+
+    def values(self, sources: Sequence[Source]) -> np.ndarray:
+        """The labels of the training split."""
+        return np.array([value for source in sources for value in source.label_values(self.label, "train")])
 
     def balanced(self, values: np.ndarray) -> Tensor:
         """Weights that make up for unequal frequencies, of the labels of the training split."""
@@ -110,10 +122,23 @@ class LabelTask(Task):
             corruption = self.options.masking(encoder.units(inputs), encoder.groups(inputs), encoder.max_units(inputs))
             if self.per_unit and targets is not None:
                 targets = targets.masked_fill(corruption.action != KEEP, IGNORED)
+        return self.logits(features.model, inputs, corruption), targets
+
+    def logits(self, model: MultimodalModel, inputs: Inputs, corruption: Corruption | None = None) -> Tensor:
+        """Scores of processed inputs, for tagging those of `Encoder.unit_labels`: (batch, [length,] outputs)."""
+        tower = model.modality(self.modality)
         tokens = tower.encoder(inputs, corruption)
         if tower.through_text:
-            tokens = features.model.contextualize(self.modality, tokens)
-        return self.head(tokens, tower.pool), targets
+            tokens = model.contextualize(self.modality, tokens)
+        return self.head(tokens, tower.pool)
+
+    def example(self, model: MultimodalModel, inputs: Inputs) -> Inputs:
+        """What `logits` reads, of what the processor gives: without what would tell the labels of units."""
+        return model.modality(self.modality).encoder.unit_labels(inputs, self.label)[0] if self.per_unit else inputs
+
+    def answers(self, scores: Tensor) -> Tensor:
+        """Scores as they are handed to other programs: logits."""
+        return scores
 
     def loss(self, scores: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """Mean over what has a label; 0 where nothing has one. Weighted by class, if that was chosen."""
@@ -192,18 +217,18 @@ class Classification(LabelTask):
             return Evaluation()
         confidence, answers, targets = rows[:, 0], rows[:, 1].astype(int), rows[:, 2].astype(int)
         correct = answers == targets
-        classes, confusion = class_tables(targets, answers, self.label_names)
-        present = [row for row in classes if row.support]
+        found = classified(targets, answers, self.label_names, names, macro_f1=macro_f1, balanced_accuracy=macro_recall)
+        present = [row for row in found.classes if row.support]
         calibrated = calibration(confidence, correct)
         metrics = {
             "accuracy": float(correct.mean()),
-            "accuracy_majority": max(row.support for row in classes) / len(targets),
+            "accuracy_majority": max(row.support for row in present) / len(targets),
             "macro_f1": float(f1_score(targets, answers, average="macro", zero_division=0.0)),
             "balanced_accuracy": float(np.mean([row.recall for row in present])),
             "balanced_accuracy_majority": 1 / len(present),
             "ece": calibrated.ece,
         }
-        return Evaluation(metrics, {"accuracy": correct.astype(float)}, names, {}, classes, confusion, calibrated)
+        return replace(found, metrics=metrics, calibration=calibrated)
 
     def predict(self, features: Features) -> dict[str, Any]:
         """The most probable label and its probability."""
@@ -217,9 +242,19 @@ class Tagging(Classification):
     name = "tagging"
     per_unit = True
 
-    def balanced(self, values: np.ndarray) -> Tensor:
-        """Units have no label values that a source could list."""
-        return LabelTask.balanced(self, values)
+    def values(self, sources: Sequence[Source]) -> np.ndarray:
+        """The labels of all units of the training split, which is read once for them."""
+        found: list[Tensor] = []
+        for samples in (source.split("train") for source in sources):
+            for start in range(0, len(samples), READ):
+                chosen = []
+                for index in range(start, min(start + READ, len(samples))):
+                    with suppress(SampleError):  # listed in the run's report when it is trained on
+                        chosen.append(samples[index].modalities[self.modality])
+                if chosen:
+                    labels = self._unit_labels(self._processor(chosen), self.label)[1]
+                    found.append(labels[labels != IGNORED])
+        return torch.cat(found).numpy() if found else np.zeros(0, dtype=int)
 
     def weight(self, features: Features) -> int:
         """Units that have a label."""
@@ -283,7 +318,8 @@ class MultiLabel(LabelTask):
                 average_precision_score(targets[:, known], scores[:, known], average="macro")
             )
             metrics["average_precision_chance"] = float(shares[known].mean())
-        return Evaluation(metrics, {"exact_match": (answers == targets).all(1).astype(float)}, names)
+        classes, _ = class_tables(targets.astype(int), answers.astype(int), self.label_names)
+        return Evaluation(metrics, {"exact_match": (answers == targets).all(1).astype(float)}, names, {}, classes)
 
     def predict(self, features: Features) -> dict[str, Any]:
         """The labels of more than even probability, separated by semicolons, and the probability of each label."""
@@ -298,6 +334,11 @@ class Regression(LabelTask):
     name, monitor = "regression", "mae"
     mean: Tensor
     spread: Tensor
+
+    def __init__(self, model: MultimodalModel, options: TaskOptions) -> None:
+        if options.class_weights != "none" or options.focal or options.label_smoothing:
+            raise ConfigError("regression has no classes; leave out class_weights, focal and label_smoothing")
+        super().__init__(model, options)
 
     def build(self, names: Sequence[str]) -> None:
         """See `LabelTask`."""
@@ -332,6 +373,10 @@ class Regression(LabelTask):
     def numbers(self, scores: Tensor) -> Tensor:
         """Scores (batch, 1) -> numbers in the unit of the data, (batch,)."""
         return scores.squeeze(-1).float() * self.spread + self.mean
+
+    def answers(self, scores: Tensor) -> Tensor:
+        """Numbers in the unit of the data."""
+        return self.numbers(scores)
 
     def finish(self) -> Evaluation:
         """Mean absolute error, root mean squared error, R², beside always answering the training mean."""

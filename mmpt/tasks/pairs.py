@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from mmpt.errors import ConfigError, DataError
-from mmpt.evaluation.record import Evaluation, class_tables, joined
+from mmpt.evaluation.record import Evaluation, classified, joined
 from mmpt.evaluation.retrieval import retrieval
 from mmpt.features import Features
 from mmpt.heads.alignment import MatchingHead
@@ -104,8 +105,7 @@ class Matching(Task):
         }
         if 0 < targets.mean() < 1:
             metrics |= {"auroc": float(roc_auc_score(targets, chances)), "auroc_chance": 0.5}
-        classes, confusion = class_tables(targets, answers, ["no match", "match"])
-        return Evaluation(metrics, {"accuracy": correct.astype(float)}, names, {}, classes, confusion)
+        return replace(classified(targets, answers, ["no match", "match"], names), metrics=metrics)
 
     def predict(self, features: Features) -> dict[str, Any]:
         """The probability that sample and text match."""
@@ -158,9 +158,15 @@ class Retrieval(Task):
             "recall_at_1": (forward.recall[1] + backward.recall[1]) / 2,
             "recall_at_1_chance": (forward.chance[1] + backward.chance[1]) / 2,
         }
-        metrics |= forward.metrics(f"{self.modality}_to_text") | backward.metrics(f"text_to_{self.modality}")
-        found = {f"{self.modality}_to_text/R@{k}": (forward.ranks <= k).float().numpy() for k in forward.recall}
-        return Evaluation(metrics, found, names)
+        found, other = (
+            forward.evaluation(f"{self.modality}_to_text", names),
+            backward.evaluation(f"text_to_{self.modality}"),
+        )
+        return replace(
+            found,
+            metrics=metrics | found.metrics | other.metrics,
+            statistics=found.statistics | other.statistics,
+        )
 
     def predict(self, features: Features) -> dict[str, Any]:
         """The embeddings of what a batch has."""

@@ -49,7 +49,7 @@ def run(options: RecipeOptions, console: Console) -> dict[str, float]:
     metrics |= stages.run("accuracy of graph networks", accuracy, model, bench)
     stages.run("examples and map", illustrate, model, zoo, options)
     metrics |= {f"minutes/{name}": seconds / 60 for name, seconds in stages.seconds.items()}
-    finish(options.output, metrics, console)
+    finish(options.output, metrics, console, data)
     return metrics
 
 

@@ -73,7 +73,7 @@ def run(options: RecipeOptions, console: Console) -> dict[str, float]:
     if labelled and options.data_path is None and not options.demo:
         metrics |= stages.run("types left out of training", left_out, options, LEFT_OUT)
     metrics |= {f"minutes/{name}": seconds / 60 for name, seconds in stages.seconds.items()}
-    finish(options.output, metrics, console)
+    finish(options.output, metrics, console, data)
     return metrics
 
 

@@ -37,6 +37,9 @@ HERE = Path(__file__).parent
 DEMO = ["--trainer.max_epochs", "4", "--trainer.check_val_every_n_epoch", "4"]
 SMOKE = ["--trainer.max_steps", "3", "--trainer.limit_val_batches", "1"]
 
+SHOTS = 10
+"""Emoji of each category that are tuned on; of own data all labels are."""
+
 
 def run(options: RecipeOptions, console: Console) -> dict[str, float]:
     """Pretrain, evaluate, tune, report; the metrics."""
@@ -54,7 +57,7 @@ def run(options: RecipeOptions, console: Console) -> dict[str, float]:
         metrics |= stages.run("fine-tuning with few labels", fine_tuning, options, own)
     stages.run("examples and map", illustrate, model, data, options)
     metrics |= {f"minutes/{name}": seconds / 60 for name, seconds in stages.seconds.items()}
-    finish(options.output, metrics, console)
+    finish(options.output, metrics, console, data)
     return metrics
 
 
@@ -143,7 +146,8 @@ def fine_tuning(options: RecipeOptions, own: bool) -> dict[str, float]:
     run_folder = options.output
     metrics: dict[str, float] = {}
     extra = ["--trainer.max_steps", "3"] if options.smoke else []
-    path = ["--data.path", str(options.data_path)] if own else []
+    few = ["--data.sources.image.init_args.emoji.init_args.shots", str(SHOTS)]
+    path = ["--data.path", str(options.data_path)] if own else few
     for suffix, scratch in (("", False), ("_scratch", True)):
         folder = run_folder / f"finetuned{suffix}"
         scratch_option = ["--model.from_scratch", json.dumps(scratch)]

@@ -61,7 +61,7 @@ def run(options: RecipeOptions, console: Console) -> dict[str, float]:
             metrics |= stages.run(f"tagging of notes: {name}", tag, options, data, label)
     stages.run("a bar written anew", illustrate, masked.model.model.eval(), data, options)
     metrics |= {f"minutes/{name}": seconds / 60 for name, seconds in stages.seconds.items()}
-    finish(options.output, metrics, console)
+    finish(options.output, metrics, console, data)
     return metrics
 
 
