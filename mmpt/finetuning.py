@@ -64,7 +64,8 @@ class FineTuning(RepeatableModule):
         task: see the table.
         head: from tokens to scores, for tasks with labels; by default one linear layer on the modality's pooling, or on
             each unit's token.
-        masking: in training, hide units of the input; for tagging the hidden ones are left out of the loss.
+        masking: in every second training batch, drawn at random, hide units of the input; for tagging the hidden ones
+            are left out of the loss.
         freeze: train the task's own layers only (linear probing).
         from_scratch: keep the folder's architecture and start from random weights, as a baseline.
         adapter: train low-rank adapters instead of the weights; they are merged into the saved model.

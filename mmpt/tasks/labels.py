@@ -30,6 +30,11 @@ READ = 64
 """Samples that are read at once to count the labels of their units."""
 
 
+MASKED_BATCHES = 0.5
+"""Share of the training batches that `masking` touches. A model pretrained on hidden units leans on seeing some: one that
+is tuned on nothing else is thrown off by whole samples, which is all that it sees in use."""
+
+
 class LabelTask(Task):
     """Scores of labels from the tokens of one modality's encoder.
 
@@ -117,7 +122,7 @@ class LabelTask(Task):
         if self.per_unit:
             inputs, targets = tower.encoder.unit_labels(inputs, self.label)
         corruption = None
-        if self.training and self.options.masking is not None:
+        if self.training and self.options.masking is not None and float(torch.rand(())) < MASKED_BATCHES:
             encoder = tower.encoder
             corruption = self.options.masking(encoder.units(inputs), encoder.groups(inputs), encoder.max_units(inputs))
             if self.per_unit and targets is not None:
