@@ -80,14 +80,3 @@ def test_few_labels_are_some_pieces_of_each_class_and_others_for_each_seed(recip
     train = {source.split("train")[i].name.split(" [")[0] for i in range(len(source.split("train")))}
     assert set().union(*drawn) <= train
     assert len(few[0].split("test")) == len(source.split("test"))
-
-
-def test_results_are_done_once_and_summed_up_over_seeds(recipe, tmp_path):
-    study = recipe("study")
-    results = study.Results(tmp_path / "r.jsonl")
-    for seed, accuracy in enumerate((0.5, 0.7)):
-        results.add({"seed": seed, "task": "class", "pieces": 0, "start": "masked", "accuracy": accuracy})
-    again = study.Results(tmp_path / "r.jsonl")
-    assert again.has(seed=1, task="class")
-    assert not again.has(seed=2, task="class")
-    assert "0.600 / 0.100 (2)" in again.table()

@@ -31,8 +31,11 @@ READ = 64
 
 
 MASKED_BATCHES = 0.5
-"""Share of the training batches that `masking` touches. A model pretrained on hidden units leans on seeing some: one that
-is tuned on nothing else is thrown off by whole samples, which is all that it sees in use."""
+"""Share of the training batches that `masking` touches.
+
+A model pretrained on hidden units leans on seeing some: tuned on nothing else, it is thrown off by the whole samples
+that it sees in use.
+"""
 
 
 class LabelTask(Task):

@@ -2,21 +2,21 @@
 
     python recipes/midi/study.py [--tasks class|part|velocity ...] [--data.path MINE] [--source '{"parts": ["MELODY"]}']
         [--seeds 0 1 2] [--pretraining 1600 800] [--tuning 300] [--few 10] [--few-tuning 100] [--starts masked scratch]
-        [--output study.jsonl]
+        [--rates 1e-3 2e-3] [--output study.jsonl]
 
 Each result is a line of the output as soon as it is known; what is there already is not done again, so the same command
-goes on after an interruption. At the end a table: means over the seeds and, behind a slash, the largest distance from
-them. `--pretraining` gives the steps of random and of adversarial masking, about equal in time at 2 to 1; `--few` is
-how many pieces of a class (or of all, where a task labels notes) keep their labels in the second comparison; 0 leaves
-that out.
+goes on after an interruption. At the end means and standard deviations over the seeds. `--pretraining` gives the steps
+of random and of adversarial masking, about equal in time at 2 to 1; `--few` is how many pieces of a class (or of all,
+where a task labels notes) keep their labels in the second comparison; 0 leaves that out. Weights that know something
+are tuned at a lower rate than random ones (`--rates`): each start has the better one on validation pieces.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from mmpt.finetuning import FineTuning
 from mmpt.pretraining import Pretraining
 from mmpt.recipe import keep_freed_memory, precision
 from mmpt.source import Examples, Source, Split
+from mmpt.study import Study
 
 HERE = Path(__file__).parent
 EPOCH = 200
@@ -123,12 +124,14 @@ def intrinsic(
     return record | recoverability(adversarial.heads["adversarial"], adversarial.model, data, 20)
 
 
-def tuned(folder: Path, source: Source, task: str, steps: int, seed: int, scratch: bool) -> dict[str, float]:
-    """Test scores after fine-tuning with the recipe's configuration."""
+def tuned(
+    folder: Path, source: Source, task: str, steps: int, seed: int, scratch: bool, rate: float
+) -> dict[str, float]:
+    """Test scores after fine-tuning with the recipe's configuration, at this learning rate."""
     whole = yaml.safe_load((HERE / ("finetune.yaml" if task == "class" else "finetune-notes.yaml")).read_text("utf-8"))
     options = from_config(whole["model"]["init_args"])
     torch.manual_seed(seed)
-    module = FineTuning(**options | {"pretrained": str(folder), "label": task, "from_scratch": scratch})
+    module = FineTuning(**options | {"pretrained": str(folder), "label": task, "from_scratch": scratch, "lr": rate})
     data = data_of(source, whole["data"]["batch_size"], seed)
     trainer = fitted(module, data, steps, seed)
     if task != "class":
@@ -183,41 +186,6 @@ def simple(source: Source, task: str, seed: int) -> dict[str, dict[str, float]]:
     }
 
 
-class Results:
-    """Lines of a file; each is done once."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        self.records: list[dict[str, Any]] = [json.loads(line) for line in lines]
-
-    def has(self, **facts: Any) -> bool:
-        """Whether there is a line with these facts."""
-        return any(facts.items() <= record.items() for record in self.records)
-
-    def add(self, record: dict[str, Any]) -> None:
-        """Keep and print a line."""
-        self.records.append(record)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        print(record, flush=True)
-
-    def table(self) -> str:
-        """Mean and largest distance from it over the seeds, by task, labelled pieces and start."""
-        found: dict[tuple[Any, ...], list[float]] = {}
-        for record in self.records:
-            for key, value in record.items():
-                if isinstance(value, float) and key != "seconds":
-                    place = tuple(record.get(fact, "") for fact in ("task", "pieces", "start"))
-                    found.setdefault((*place, key), []).append(value)
-        lines = []
-        for (task, pieces, start, key), values in found.items():
-            mean = float(np.mean(values))
-            spread = max(abs(value - mean) for value in values)
-            lines.append(f"{task} {pieces or 'all'} {start:12} {key:32} {mean:.3f} / {spread:.3f} ({len(values)})")
-        return "\n".join(lines)
-
-
 def main() -> None:
     """Run the seeds one after the other."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -230,6 +198,9 @@ def main() -> None:
     parser.add_argument("--tuning", type=int, default=300)
     parser.add_argument("--few", type=int, default=10)
     parser.add_argument("--few-tuning", type=int, default=100)
+    parser.add_argument(
+        "--rates", type=float, nargs=2, default=[1e-3, 2e-3], help="of tuning: pretrained, from scratch"
+    )
     parser.add_argument("--starts", choices=STARTS, nargs="+", default=STARTS, help="what tuning starts from")
     parser.add_argument("--output", type=Path, default=Path("study.jsonl"))
     options = parser.parse_args()
@@ -237,37 +208,37 @@ def main() -> None:
     if options.pieces:
         options.source["corpus"] = Corpus(options.pieces)
     source = Music(options.path, **options.source)
-    results = Results(options.output)
+    study = Study(options.output)
     for seed in options.seeds:
         folder = options.output.with_suffix("") / str(seed)
-        began = time.perf_counter()
-        if not results.has(seed=seed, task="recovery"):
-            masked, data = pretrained("pretrain.yaml", source, options.pretraining[0], seed)
-            masked.model.save_pretrained(folder / "masked")
-            adversarial = None
-            if "adversarial" in options.starts:
-                adversarial, _ = pretrained("adversarial.yaml", source, options.pretraining[1], seed)
-                adversarial.model.save_pretrained(folder / "adversarial")
-            seconds = round(time.perf_counter() - began)
-            facts = {"seed": seed, "task": "recovery", "seconds": seconds}
-            results.add({**facts, **intrinsic(source, masked, adversarial, data)})
+        pretraining = partial(pretrain_both, source, options, seed, folder)
+        study.measure(pretraining, task="recovery", seed=seed)
         for task in options.tasks:
             few = [(options.few, options.few_tuning)] if options.few else []
             for pieces, steps in [(0, options.tuning), *few]:
                 labelled: Source = FewLabels(source, pieces, seed) if pieces else source
+                facts = {"task": task, "labelled pieces": pieces or "all"}
                 for start in options.starts:
-                    facts = {"seed": seed, "task": task, "pieces": pieces, "start": start}
-                    if not results.has(**facts):
-                        began = time.perf_counter()
-                        place = folder / ("masked" if start == "scratch" else start)
-                        scores = tuned(place, labelled, task, steps, seed, start == "scratch")
-                        results.add({**facts, **scores, "seconds": round(time.perf_counter() - began)})
+                    place = folder / ("masked" if start == "scratch" else start)
+                    rate = options.rates[start == "scratch"]
+                    tuning = partial(tuned, place, labelled, task, steps, seed, start == "scratch", rate)
+                    study.measure(tuning, **facts, start=start, seed=seed)
                 # With all labels the baselines depend on the seed hardly at all; with few, on which ones those are.
-                known = {"task": task, "pieces": pieces, "start": "majority"} | ({"seed": seed} if pieces else {})
-                if not results.has(**known):
+                if not study.has(**facts, start="majority", **({"seed": seed} if pieces else {})):
                     for name, scores in simple(labelled, task, seed).items():
-                        results.add({"seed": seed, "task": task, "pieces": pieces, "start": name, **scores})
-    print(results.table())
+                        study.add({**facts, "start": name, "seed": seed}, scores, 0.0)
+    study.print(("task", "labelled pieces", "start"))
+
+
+def pretrain_both(source: Music, options: argparse.Namespace, seed: int, folder: Path) -> dict[str, float]:
+    """Keep the models of both pretrainings in a folder; what they know without labels."""
+    masked, data = pretrained("pretrain.yaml", source, options.pretraining[0], seed)
+    masked.model.save_pretrained(folder / "masked")
+    adversarial = None
+    if "adversarial" in options.starts:
+        adversarial, _ = pretrained("adversarial.yaml", source, options.pretraining[1], seed)
+        adversarial.model.save_pretrained(folder / "adversarial")
+    return intrinsic(source, masked, adversarial, data)
 
 
 if __name__ == "__main__":
