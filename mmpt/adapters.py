@@ -24,7 +24,7 @@ class LoRA(Configurable):
         dropout: on their input.
         dora: learn magnitude and direction apart (DoRA).
         targets: ends of the names of the layers that are adapted, e.g. ["query", "value"]; None is every linear and
-            convolutional layer.
+            convolutional layer without groups and dilation.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class LoRA(Configurable):
             for name, layer in part.named_modules()
             if isinstance(layer, ADAPTED)
             and getattr(layer, "groups", 1) == 1
+            and set(getattr(layer, "dilation", (1,))) == {1}  # peft's matrices for convolutions are never dilated
             and (self.targets is None or any(name == t or name.endswith(f".{t}") for t in self.targets))
         ]
         if not names:

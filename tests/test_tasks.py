@@ -156,6 +156,13 @@ class TestLosses:
         weights = task.balanced(values)
         assert [float(weights[i] * (values == i).sum()) for i in range(3)] == pytest.approx([10 / 3] * 3)
 
+    def test_dilated_convolutions_stay_as_they_are(self):
+        part = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=2, dilation=2), torch.nn.Conv2d(4, 4, 3, padding=1))
+        before = part(torch.ones(1, 3, 10, 10))
+        LoRA(rank=2).inject(part)
+        torch.testing.assert_close(part(torch.ones(1, 3, 10, 10)), before)
+        assert type(part[0]) is torch.nn.Conv2d
+
     def test_numbers_have_no_classes(self, folder):
         with pytest.raises(ConfigError, match="no classes"):
             module_of(folder, "regression", class_weights="balanced")
