@@ -52,7 +52,7 @@ LEFT_OUT = ("CD19+ B", "CD56+ NK")
 SHOTS = (1, 5, 20)
 UMAP_CELLS = 20
 """Fewest cells for a UMAP, which compares each with its 15 neighbours."""
-SENTENCES_ALONE = ["--data.weights", json.dumps({"described": 0.0, "sentences": 1.0}), "--model.sources", "null"]
+SENTENCES_ALONE = HERE / "sentences.yaml"
 SMOKE = ["--trainer.max_steps", "2", "--trainer.limit_val_batches", "1"]
 
 
@@ -160,7 +160,7 @@ def fine_tuning(options: RecipeOptions) -> dict[str, float]:
 
 def few_labels(options: RecipeOptions) -> dict[str, float]:
     """n-shot typing with a model whose training used no type, only cells and the genes that they express."""
-    finished = fit([HERE / "pretrain.yaml"], options.output / "unlabelled", options, SENTENCES_ALONE)
+    finished = fit([HERE / "pretrain.yaml", SENTENCES_ALONE], options.output / "unlabelled", options)
     model = finished.model.model.eval()
     source = cells_of(finished.datamodule)
     models = {"": model, "_untrained": rebuilt(model).eval()}
@@ -176,7 +176,7 @@ def left_out(options: RecipeOptions, types: Sequence[str]) -> dict[str, float]:
     share = best_share(model, head, source, texts)
     metrics = unseen_metrics(model, head, source, types, share, "left_out")
     run = options.output / "left_out" / "sentences_alone"
-    finished = fit([without_types(HERE / "pretrain.yaml", types, run / "pretrain.yaml")], run, options, SENTENCES_ALONE)
+    finished = fit([without_types(HERE / "pretrain.yaml", types, run / "pretrain.yaml"), SENTENCES_ALONE], run, options)
     return metrics | unseen_metrics(finished.model.model.eval(), None, source, types, 1.0, "left_out_sentences_alone")
 
 

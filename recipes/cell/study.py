@@ -126,8 +126,10 @@ def pretrained(variant: Variant, seed: int, steps: int = -1) -> Trained:
     module = Pretraining(**from_config(first["model"]["init_args"]))
     data = MultimodalData(**{**from_config(first["data"]), "seed": seed})
     if not variant.labelled:
-        data.weights = {"described": 0.0, "sentences": 1.0}
-        module.sources = {}  # all losses learn from what is left
+        alone = loaded("sentences.yaml")
+        data.weights = alone["data"]["weights"]
+        module.sources = alone["model"]["init_args"]["sources"] or {}
+        epochs["first"] = alone["trainer"]["max_epochs"]
     losses = fit(module, data, epochs["first"], steps, "first")
     head = None
     if variant.second:
