@@ -14,11 +14,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
-import json
-import os
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +30,13 @@ from mmpt.adapters import LoRA
 from mmpt.commands import embed_split
 from mmpt.config import from_config, packages
 from mmpt.data import MultimodalData
-from mmpt.errors import ConfigError, SampleError
+from mmpt.errors import SampleError
 from mmpt.evaluation.linear_probe import linear_probe
 from mmpt.finetuning import FineTuning
 from mmpt.labels import FewShot
 from mmpt.model import MultimodalModel
 from mmpt.source import Around, Examples, Sample, Source, Split
+from mmpt.study import Study, spread
 
 METHODS = ("tuned", "lora", "linear_probe", "from_scratch", "classic")
 HERE = Path(__file__).parent
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error("give --pretrained, and either --domain or --config")
         torch.set_num_threads(1)
         measure(options)
-    summarize(read(options.output))
+    summarize(Study(options.output))
     return 0
 
 
@@ -107,17 +107,12 @@ def measure(options: argparse.Namespace) -> None:
     content = yaml.safe_load(config.read_text(encoding="utf-8"))
     given = from_config(content["data"]["sources"], trust=sorted(packages(content)))
     sources = {name: Kept(source, options.most) for name, source in given.items()}
-    done = {(r["domain"], r["method"], r["shots"], r["seed"]) for r in read(options.output)}
+    study = Study(options.output)
     classic = classic_of(config.parent / "baseline.py")
-    for seed in options.seeds:
-        for shots in options.shots:
-            for method in options.methods:
-                if (domain, method, shots, seed) in done or (method == "classic" and classic is None):
-                    continue
-                numbers = result(options, content, sources, method, shots, seed, classic)
-                row = {"domain": domain, "method": method, "shots": shots, "seed": seed, **numbers}
-                write(options.output, row)
-                print(json.dumps(row))
+    methods = [method for method in options.methods if method != "classic" or classic is not None]
+    for seed, shots, method in product(options.seeds, options.shots, methods):
+        numbers = partial(result, options, content, sources, method, shots, seed, classic)
+        study.measure(numbers, domain=domain, method=method, shots=shots, seed=seed)
 
 
 def result(
@@ -206,48 +201,16 @@ def classic_of(path: Path) -> Callable[[Sequence[Sample]], Any] | None:
     return vars(module).get("classic_features")
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file; one that a killed process did not finish is left out.
-
-    Raises:
-        ConfigError: a line before the last one is damaged.
-    """
-    if not path.is_file():
-        return []
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise ConfigError(f"{path}, line {number}: not JSON ({error}); remove the line") from error
-    return rows
-
-
-def write(path: Path, row: dict[str, Any]) -> None:
-    """Add a line; an unfinished one before it is cut off."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        file.seek(0)
-        content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)
-        file.write(json.dumps(row).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def summarize(rows: Sequence[dict[str, Any]]) -> None:
+def summarize(study: Study) -> None:
     """Print mean and standard deviation over seeds as a table of Markdown."""
-    found: dict[tuple[str, str, int], list[float]] = defaultdict(list)
-    for row in rows:
-        found[row["domain"], row["method"], row["shots"]].append(row["accuracy"])
-    for domain in sorted({key[0] for key in found}):
-        shots = sorted({key[2] for key in found if key[0] == domain})
+    for domain in dict.fromkeys(row["domain"] for row in study.rows):
+        shots = sorted({row["shots"] for row in study.rows if row["domain"] == domain})
         print(f"\n| {domain}: accuracy | " + " | ".join(f"{s} per class" for s in shots) + " |")
         print("|---" * (len(shots) + 1) + "|")
         for method in METHODS:
-            cells = [found.get((domain, method, s), []) for s in shots]
+            cells = [study.values("accuracy", domain=domain, method=method, shots=s) for s in shots]
             if any(cells):
-                shown = [f"{np.mean(c):.3f} ± {np.std(c, ddof=min(1, len(c) - 1)):.3f}" if c else "–" for c in cells]  # noqa: RUF001
+                shown = [f"{np.mean(c):.3f} ± {spread(c)}".removesuffix(" ± ") if c else "–" for c in cells]  # noqa: RUF001
                 print(f"| {method} | " + " | ".join(shown) + " |")
 
 

@@ -12,21 +12,17 @@ choosing settings. At the end means and standard deviations over the seeds are p
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from evaluation import accuracy, answers, captions, clones, cost, reasoning, search
-from rich.console import Console
-from rich.table import Table
 from run import configuration, set_arguments
 
 from mmpt.config import from_config
@@ -36,6 +32,7 @@ from mmpt.model import MultimodalModel
 from mmpt.pretraining import Pretraining
 from mmpt.recipe import keep_freed_memory
 from mmpt.source import Split
+from mmpt.study import Study
 
 VARIANTS = ("main", "without masked nodes", "without summary", "cosine error")
 
@@ -107,37 +104,12 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     keep_freed_memory()
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
-    rows = read(options.output)
+    study = Study(options.output, options.minutes)
     # the recipe itself over all seeds first, then everything else seed by seed
     for seed, part in sorted(product(options.seeds, options.parts), key=lambda pair: (pair[1] != "main", pair[0])):
-        facts = {"run": part, "seed": seed, "split": options.split}
-        done = any(facts.items() <= row.items() for row in rows)
-        if done or time.monotonic() - began > 60 * options.minutes:
-            continue
-        steps = options.steps or (2 if options.smoke else None)
-        metrics = measured(part, seed, steps, options.split, options.smoke)
-        with options.output.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**facts, "metrics": metrics}) + "\n")
-        print(f"{part}, seed {seed}: {metrics['minutes/everything']:.1f} minutes", flush=True)
-    print_table([row for row in read(options.output) if row["split"] == options.split])
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The finished runs of a file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-
-
-def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Mean and standard deviation of each metric of each run over its seeds; baselines have a suffix."""
-    table = Table("run", "metric", "mean", "sd", "seeds")
-    for name in dict.fromkeys(row["run"] for row in rows):
-        own = [row["metrics"] for row in rows if row["run"] == name]
-        for metric in own[0]:
-            values = [metrics[metric] for metrics in own]
-            table.add_row(name, metric, f"{np.mean(values):.3f}", f"{np.std(values):.3f}", str(len(values)))
-    Console(width=120).print(table)
+        run = partial(measured, part, seed, 2 if options.smoke else options.steps, options.split, options.smoke)
+        study.measure(run, run=part, seed=seed, split=options.split)
+    study.print(("run", "split"))
 
 
 if __name__ == "__main__":

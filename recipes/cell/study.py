@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import logging
 import tempfile
-import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -42,8 +41,6 @@ from evaluation import (
     zero_shot,
 )
 from few_shot import tune
-from rich.console import Console
-from rich.table import Table
 
 from mmpt.commands import retrieval_metrics
 from mmpt.config import from_config
@@ -53,6 +50,7 @@ from mmpt.finetuning import FineTuning, rebuilt
 from mmpt.heads import MatchingHead
 from mmpt.model import MultimodalModel
 from mmpt.pretraining import Pretraining
+from mmpt.study import Study
 
 HERE = Path(__file__).parent
 CELLS = "mmpt.datasets.cell.Cells"
@@ -394,37 +392,11 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
-    rows = read(options.output)
-    runs = plan(options)
+    study, runs = Study(options.output, options.minutes), plan(options)
     # the recipe itself over all seeds first, then everything else seed by seed
     for seed, name in sorted(product(options.seeds, runs), key=lambda pair: (pair[1] != "main", pair[0])):
-        done = any(row["run"] == name and row["seed"] == seed for row in rows)
-        if done or time.monotonic() - began > 60 * options.minutes:
-            continue
-        start = time.perf_counter()
-        metrics = runs[name](seed, 2 if options.smoke else -1)
-        row = {"run": name, "seed": seed, "seconds": time.perf_counter() - start, "metrics": metrics}
-        with options.output.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        print(f"{name}, seed {seed}: {row['seconds']:.0f} s", flush=True)
-    print_table(read(options.output))
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The finished runs of a file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-
-
-def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Mean and standard deviation of each metric of each run over its seeds."""
-    table = Table("run", "metric", "mean", "sd", "seeds")
-    for name in dict.fromkeys(row["run"] for row in rows):
-        own = [row["metrics"] for row in rows if row["run"] == name]
-        for metric in own[0]:
-            values = [metrics[metric] for metrics in own]
-            table.add_row(name, metric, f"{np.mean(values):.3f}", f"{np.std(values):.3f}", str(len(values)))
-    Console(width=120).print(table)
+        study.measure(partial(runs[name], seed, 2 if options.smoke else -1), run=name, seed=seed)
+    study.print()
 
 
 if __name__ == "__main__":
