@@ -2,13 +2,13 @@
 
     python recipes/midi/study.py [--tasks class|part|velocity ...] [--data.path MINE] [--source '{"parts": ["MELODY"]}']
         [--seeds 0 1 2] [--pretraining 1600 800] [--tuning 300] [--few 10] [--few-tuning 100] [--starts masked scratch]
-        [--rates 1e-3 2e-3] [--output study.jsonl]
+        [--few-rate 5e-4] [--output study.jsonl]
 
 Each result is a line of the output as soon as it is known; what is there already is not done again, so the same command
 goes on after an interruption. At the end means and standard deviations over the seeds. `--pretraining` gives the steps
 of random and of adversarial masking, about equal in time at 2 to 1; `--few` is how many pieces of a class (or of all,
-where a task labels notes) keep their labels in the second comparison; 0 leaves that out. Weights that know something
-are tuned at a lower rate than random ones (`--rates`): each start has the better one on validation pieces.
+where a task labels notes) keep their labels in the second comparison; 0 leaves that out. There pretrained weights are
+tuned at a lower rate than random ones (`--few-rate`): each start has the better one on validation pieces.
 """
 
 from __future__ import annotations
@@ -125,13 +125,14 @@ def intrinsic(
 
 
 def tuned(
-    folder: Path, source: Source, task: str, steps: int, seed: int, scratch: bool, rate: float
+    folder: Path, source: Source, task: str, steps: int, seed: int, scratch: bool, rate: float | None
 ) -> dict[str, float]:
-    """Test scores after fine-tuning with the recipe's configuration, at this learning rate."""
+    """Test scores after fine-tuning with the recipe's configuration, at another learning rate if one is given."""
     whole = yaml.safe_load((HERE / ("finetune.yaml" if task == "class" else "finetune-notes.yaml")).read_text("utf-8"))
     options = from_config(whole["model"]["init_args"])
     torch.manual_seed(seed)
-    module = FineTuning(**options | {"pretrained": str(folder), "label": task, "from_scratch": scratch, "lr": rate})
+    options |= {"pretrained": str(folder), "label": task, "from_scratch": scratch}
+    module = FineTuning(**options | ({} if rate is None else {"lr": rate}))
     data = data_of(source, whole["data"]["batch_size"], seed)
     trainer = fitted(module, data, steps, seed)
     if task != "class":
@@ -198,9 +199,7 @@ def main() -> None:
     parser.add_argument("--tuning", type=int, default=300)
     parser.add_argument("--few", type=int, default=10)
     parser.add_argument("--few-tuning", type=int, default=100)
-    parser.add_argument(
-        "--rates", type=float, nargs=2, default=[1e-3, 2e-3], help="of tuning: pretrained, from scratch"
-    )
+    parser.add_argument("--few-rate", type=float, default=5e-4, help="of tuning pretrained weights on few pieces")
     parser.add_argument("--starts", choices=STARTS, nargs="+", default=STARTS, help="what tuning starts from")
     parser.add_argument("--output", type=Path, default=Path("study.jsonl"))
     options = parser.parse_args()
@@ -220,7 +219,7 @@ def main() -> None:
                 facts = {"task": task, "labelled pieces": pieces or "all"}
                 for start in options.starts:
                     place = folder / ("masked" if start == "scratch" else start)
-                    rate = options.rates[start == "scratch"]
+                    rate = options.few_rate if pieces and start != "scratch" else None
                     tuning = partial(tuned, place, labelled, task, steps, seed, start == "scratch", rate)
                     study.measure(tuning, **facts, start=start, seed=seed)
                 # With all labels the baselines depend on the seed hardly at all; with few, on which ones those are.
