@@ -112,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     origin.add_argument("--checkpoint", type=Path, help="RUN/checkpoints/NAME.ckpt")
     origin.add_argument("--model", type=Path, help="a model folder, e.g. RUN/model")
     export.add_argument("--output", type=Path, required=True, help="the new model folder")
+    _trust_option(export)
     export.add_argument("--license", help="of the model, for its card, e.g. apache-2.0; default: the run's, or unknown")
     export.add_argument("--onnx", action="store_true", help="also write each tower as MODALITY.onnx; needs --config")
     export.add_argument("--config", type=Path, help="a configuration whose data give the example that is traced")
@@ -177,6 +178,10 @@ def _probe_options(parser: argparse.ArgumentParser) -> None:
 
 def _model_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, required=True, help="model folder, e.g. RUN/model")
+    _trust_option(parser)
+
+
+def _trust_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust", action="append", default=[], metavar="PACKAGE", help="allow the folder to name classes of PACKAGE"
     )
@@ -231,11 +236,11 @@ def _export(options: argparse.Namespace) -> None:
     if options.onnx and options.config is None:
         raise ConfigError("--onnx traces an example; give --config with a data section")
     if options.checkpoint is not None:
-        print(export(options.checkpoint, options.output, options.license))
+        print(export(options.checkpoint, options.output, options.license, options.trust))
     else:
-        print(export_folder(options.model, options.output, options.license))
+        print(export_folder(options.model, options.output, options.license, options.trust))
     if options.onnx:
-        for path in export_onnx(options.output, options.config, options.data_path):
+        for path in export_onnx(options.output, options.config, options.data_path, options.trust):
             print(path)
 
 

@@ -13,20 +13,21 @@ from safetensors.torch import save_file
 
 from mmpt.checkpoint import from_pretrained, same_weights, save_pretrained
 from mmpt.commands import data_of, usable_batches
-from mmpt.config import from_config, packages
+from mmpt.config import from_config
 from mmpt.errors import CheckpointError
 from mmpt.model import MultimodalModel
 from mmpt.model_card import CARD, CLASSIFIER, CONFIG, TASK, Known, card_text, licensed, save_card
 from mmpt.report_data import read_numbers
 
 
-def export(checkpoint: Path, output: Path, license: str | None = None) -> Path:
+def export(checkpoint: Path, output: Path, license: str | None = None, trust: Sequence[str] = ()) -> Path:
     """The weights of a training checkpoint in a model folder, with a task's own layers where it was tuned for one.
 
     Args:
         checkpoint: RUN/checkpoints/NAME.ckpt.
         output: the new folder.
         license: for the card; None is the run's.
+        trust: packages besides mmpt whose classes the folder may name.
 
     Raises:
         CheckpointError: not a checkpoint of a run folder, or damaged.
@@ -40,9 +41,7 @@ def export(checkpoint: Path, output: Path, license: str | None = None) -> Path:
             f"{template / CONFIG} is missing; a checkpoint is exported within its run folder, whose model/ describes "
             "the architecture"
         )
-    model = from_config(
-        yaml.safe_load((template / CONFIG).read_text(encoding="utf-8")), folder=template, trust=own_classes(template)
-    )
+    model = from_config(yaml.safe_load((template / CONFIG).read_text(encoding="utf-8")), folder=template, trust=trust)
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
         state = content["state_dict"]
@@ -69,18 +68,19 @@ def export(checkpoint: Path, output: Path, license: str | None = None) -> Path:
     return output
 
 
-def export_folder(folder: Path, output: Path, license: str | None = None) -> Path:
+def export_folder(folder: Path, output: Path, license: str | None = None, trust: Sequence[str] = ()) -> Path:
     """A model folder, complete and readable, under another name and with a card; `output` may be the folder itself.
 
     Args:
         folder: a run's RUN/model, whose run is told of in the card, or any other.
         output: the new folder.
         license: for the card; None is the run's.
+        trust: packages besides mmpt whose classes the folder may name.
 
     Raises:
         CheckpointError: not a model folder.
     """
-    from_pretrained(folder, trust=own_classes(folder) if (folder / CONFIG).is_file() else ())
+    from_pretrained(folder, trust=trust)
     if output.resolve() != folder.resolve():
         shutil.copytree(folder, output, dirs_exist_ok=True)
     facts, metrics, details = read_numbers(folder.resolve().parent)
@@ -111,7 +111,7 @@ def export_onnx(folder: Path, config: Path, path: str | None = None, trust: Sequ
     from mmpt.onnx_export import export_tower, export_tuned
     from mmpt.tasks.labels import LabelTask
 
-    model = MultimodalModel.from_pretrained(folder, trust=[*trust, *own_classes(folder)])
+    model = MultimodalModel.from_pretrained(folder, trust=list(trust))
     data = data_of(config, path).attach(model.processors)
     data.eval_batch_size = 3
     batch = next(iter(usable_batches(model, data.loader("test"))))
@@ -122,17 +122,10 @@ def export_onnx(folder: Path, config: Path, path: str | None = None, trust: Sequ
     ]
     if (folder / TASK).is_file():
         facts = json.loads((folder / TASK).read_text(encoding="utf-8"))
-        module = FineTuning(
-            str(folder), facts["modality"], facts["label"], facts["task"], trust=[*trust, *own_classes(folder)]
-        )
+        module = FineTuning(str(folder), facts["modality"], facts["label"], facts["task"], trust=list(trust))
         task = module.task
         if isinstance(task, LabelTask) and task.modality in batch.inputs:
             inputs = task.example(module.model, batch.inputs[task.modality])
             place = folder / f"{task.modality}-{task.name}.onnx"
             written.append(export_tuned(module.model, task, inputs, place))
     return written
-
-
-def own_classes(folder: Path) -> list[str]:
-    """Packages that a folder's configuration names; whoever exports it has made it, or looked at it."""
-    return sorted(packages(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))))

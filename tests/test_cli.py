@@ -159,8 +159,11 @@ def test_search_shows_the_samples_nearest_to_a_text(run, config, capsys):
     assert [float(line.split()[0]) for line in lines] == [round(v, 3) for v in best.values.tolist()]
 
 
-def test_export_gives_the_model_of_the_checkpoint(run, tmp_path):
-    assert mmpt("export", "--checkpoint", run / "checkpoints/last.ckpt", "--output", tmp_path / "exported") == 0
+def test_export_gives_the_model_of_the_checkpoint(run, tmp_path, capsys):
+    given = ["--checkpoint", run / "checkpoints/last.ckpt", "--output", tmp_path / "exported"]
+    assert mmpt("export", *given) == 2
+    assert "trust" in capsys.readouterr().err
+    assert mmpt("export", *given, "--trust", "shapes") == 0
     first, second = (
         MultimodalModel.from_pretrained(f, trust=["shapes"]) for f in (run / "model", tmp_path / "exported")
     )
@@ -169,7 +172,15 @@ def test_export_gives_the_model_of_the_checkpoint(run, tmp_path):
 
 
 def test_export_writes_each_tower_as_onnx(run, config, tmp_path):
-    given = ["--checkpoint", run / "checkpoints/last.ckpt", "--output", tmp_path / "exported", "--onnx"]
+    given = [
+        "--checkpoint",
+        run / "checkpoints/last.ckpt",
+        "--output",
+        tmp_path / "exported",
+        "--onnx",
+        "--trust",
+        "shapes",
+    ]
     assert mmpt("export", *given) == 2  # without an example to trace
     assert mmpt("export", *given, "--config", config) == 0
     assert {p.name for p in (tmp_path / "exported").glob("*.onnx")} == {"points.onnx", "text.onnx"}

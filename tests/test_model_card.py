@@ -78,7 +78,8 @@ def test_a_test_of_other_weights_leaves_the_card_alone(run, tmp_path):
 
 def test_an_exported_checkpoint_tells_of_its_own_validation_or_of_the_run_if_the_weights_are_those(run, tmp_path):
     best = run / "checkpoints" / "best.ckpt"
-    assert mmpt("export", "--checkpoint", best, "--output", tmp_path / "best", "--license", "mit") == 0
+    given = ["--output", tmp_path / "best", "--license", "mit", "--trust", "shapes"]
+    assert mmpt("export", "--checkpoint", best, *given) == 0
     found = card(tmp_path / "best")
     assert found.data.license == "mit"
     assert any(r.metric_name == "test/classification/accuracy" for r in found.data.eval_results)
@@ -87,10 +88,11 @@ def test_an_exported_checkpoint_tells_of_its_own_validation_or_of_the_run_if_the
 
 
 def test_a_folder_is_exported_whole_and_keeps_its_card_where_no_run_is_known(run, tmp_path):
-    assert mmpt("export", "--model", run / "model", "--output", tmp_path / "out", "--license", "bsd-3-clause") == 0
+    given = ["--output", tmp_path / "out", "--license", "bsd-3-clause", "--trust", "shapes"]
+    assert mmpt("export", "--model", run / "model", *given) == 0
     assert card(tmp_path / "out").data.license == "bsd-3-clause"
     assert {p.name for p in (run / "model").iterdir()} == {p.name for p in (tmp_path / "out").iterdir()}
-    again = export_folder(tmp_path / "out", tmp_path / "again", "mit")
+    again = export_folder(tmp_path / "out", tmp_path / "again", "mit", trust=["shapes"])
     found = card(again)
     assert found.data.license == "mit"
     assert found.text.endswith("`mit`, as stated by whoever made the model.\n")
@@ -104,7 +106,7 @@ def test_a_folder_is_exported_whole_and_keeps_its_card_where_no_run_is_known(run
 def test_a_tuned_folder_is_exported_with_its_scores_as_onnx(run, tmp_path):
     pytest.importorskip("onnxscript")
     config = run.parent / "finetune.yaml"
-    given = ["--model", run / "model", "--output", tmp_path / "out", "--onnx", "--config", config]
+    given = ["--model", run / "model", "--output", tmp_path / "out", "--onnx", "--config", config, "--trust", "shapes"]
     assert mmpt("export", *given) == 0
     names = {path.name for path in (tmp_path / "out").glob("*.onnx")}
     assert names == {"points.onnx", "text.onnx", "points-classification.onnx"}
