@@ -357,7 +357,8 @@ class _Own:
     def __getitem__(self, index: int) -> Sample:
         row = self.rows[index]
         graph = _graph(row.network)
-        modalities, labels = {"architecture": graph}, {}
+        modalities: dict[str, object] = {"architecture": graph}
+        labels: dict[str, int | float] = {}
         if row.text is not None:
             modalities["text"], labels["group"] = row.text, self.groups[row.text]
         if row.style is not None:

@@ -106,7 +106,7 @@ def measure(options: argparse.Namespace) -> None:
     domain = options.domain or config.parent.name
     content = yaml.safe_load(config.read_text(encoding="utf-8"))
     given = from_config(content["data"]["sources"], trust=sorted(packages(content)))
-    sources = {name: Kept(source, options.most) for name, source in given.items()}
+    sources: dict[str, Source] = {name: Kept(source, options.most) for name, source in given.items()}
     study = Study(options.output)
     classic = classic_of(config.parent / "baseline.py")
     methods = [method for method in options.methods if method != "classic" or classic is not None]

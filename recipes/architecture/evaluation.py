@@ -256,7 +256,7 @@ def _rouge_beside(
     scale = bags.std(0) + 1e-6
     place = [int(np.square((bags - row) / scale).sum(1).argmin()) for row in own]
     found = {"": written, "_most_frequent": [usual] * len(targets), "_nearest": [known[i][1] for i in place]}
-    metrics = {}
+    metrics: dict[str, float] = {}
     for suffix, texts in found.items():
         scores = rouge_score(list(texts), list(targets), rouge_keys=("rouge1", "rouge2", "rougeL"))
         metrics |= {

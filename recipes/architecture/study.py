@@ -83,10 +83,10 @@ def measured(variant: str, seed: int, steps: int | None, split: Split, smoke: bo
     zoo, statements, asked = (data.sources[name] for name in ("zoo", "statements", "questions"))
     bench = GraphNetworkBench(limit=100 if smoke else 4000)
     threshold = 0.5 if variant == "cosine error" else 0.0
-    metrics |= search(model, zoo, split) | reasoning(model, statements, split, threshold)  # type: ignore[arg-type]
-    metrics |= clones(model, statements, split)  # type: ignore[arg-type]
-    metrics |= answers(model, asked, split) | captions(model, zoo, asked, split)  # type: ignore[arg-type]
-    metrics |= cost(model, zoo, split) | accuracy(model, bench, split)  # type: ignore[arg-type]
+    metrics |= search(model, zoo, split) | reasoning(model, statements, split, threshold)
+    metrics |= clones(model, statements, split)
+    metrics |= answers(model, asked, split) | captions(model, zoo, asked, split)
+    metrics |= cost(model, zoo, split) | accuracy(model, bench, split)
     return metrics | {"minutes/everything": (time.process_time() - began) / 60}
 
 

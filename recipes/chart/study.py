@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -121,12 +122,13 @@ def main() -> None:
     options.source |= {"path": options.path} if options.path else {}
     keep_freed_memory()
     study = Study(options.output, options.minutes)
-    study.measure(lambda: simple(options), run="no training", seed=0)
+    study.measure(partial(simple, options), run="no training", seed=0)
+    everything = ARMS[-1]
     for seed in options.seeds:  # everything on and its baseline first, then the arms between
-        study.measure(lambda seed=seed: run_arm((True, True, True), seed, options), run=name_of(ARMS[-1]), seed=seed)
-        study.measure(lambda seed=seed: run_arm((True, True, True), seed, options, blind=True), run="blind", seed=seed)
+        study.measure(partial(run_arm, everything, seed, options), run=name_of(everything), seed=seed)
+        study.measure(partial(run_arm, everything, seed, options, blind=True), run="blind", seed=seed)
         for arm in ARMS[:-1]:
-            study.measure(lambda arm=arm, seed=seed: run_arm(arm, seed, options), run=name_of(arm), seed=seed)
+            study.measure(partial(run_arm, arm, seed, options), run=name_of(arm), seed=seed)
     study.print()
 
 
