@@ -162,7 +162,7 @@ def embedding(model: MultimodalModel, cells: Sequence[Any]) -> NDArray[np.float6
 
 
 def few_shot_metrics(
-    models: dict[str, MultimodalModel], source: Cells, shots: Sequence[int], prefix: str, draws: int = 10
+    models: dict[str, MultimodalModel], source: Cells, shots: Sequence[int | None], prefix: str, draws: int = 10
 ) -> dict[str, float]:
     """n-shot logistic regression on embeddings of each model, on log expression and on ranks, over the same draws.
 
@@ -172,7 +172,7 @@ def few_shot_metrics(
     Args:
         models: suffix -> model; "" is the one that is reported.
         source: shots come from its training split, up to n cells of each type; its test split is typed.
-        shots: numbers of cells of each type.
+        shots: numbers of cells of each type; None, `all_shot`, is every training cell.
         prefix: of the metrics.
         draws: random draws, from the seeds 0, 1, ...
     """
@@ -186,13 +186,14 @@ def few_shot_metrics(
     metrics: dict[str, float] = {}
     for count in shots:
         results: dict[str, list[float]] = {}
+        title = f"{prefix}/{'all' if count is None else count}_shot"
 
-        def add(suffix: str, predicted: Labels, results: dict[str, list[float]] = results, count: int = count) -> None:
-            for name, value in scores(test.labels, predicted, f"{prefix}/{count}_shot", suffix).items():
+        def add(suffix: str, predicted: Labels, results: dict[str, list[float]] = results, title: str = title) -> None:
+            for name, value in scores(test.labels, predicted, title, suffix).items():
                 results.setdefault(name, []).append(value)
 
-        for draw in range(draws):
-            rows = drawn(train.labels, count, draw)
+        for draw in range(1 if count is None else draws):
+            rows = np.arange(len(train.labels)) if count is None else drawn(train.labels, count, draw)
             for suffix, (inside, outside) in spaces.items():
                 add(suffix, logistic_regression(inside[rows], train.labels[rows], outside))
             for suffix, (inside, outside) in (("", spaces[""]), ("_log_expression", log)):

@@ -49,7 +49,7 @@ from mmpt.training import train
 
 HERE = Path(__file__).parent
 LEFT_OUT = ("CD19+ B", "CD56+ NK")
-SHOTS = (1, 5, 20)
+SHOTS = (1, 5, 20, None)
 UMAP_CELLS = 20
 """Fewest cells for a UMAP, which compares each with its 15 neighbours."""
 SENTENCES_ALONE = HERE / "sentences.yaml"

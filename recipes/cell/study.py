@@ -227,7 +227,7 @@ def main_run(seed: int, steps: int) -> dict[str, float]:
     blind = pretrained(Variant(labelled=False, second=False), seed, steps)
     metrics |= typing_metrics(blind.model, None, source, 1.0, test, "sentences_alone")
     models = {"": blind.model, "_untrained": rebuilt(blind.model).eval()}
-    metrics |= few_shot_metrics(models, source, (1, 5, 20), "few_labels")
+    metrics |= few_shot_metrics(models, source, (1, 5, 20, None), "few_labels")
     metrics |= supervised_baselines(typed(source, "train"), test, "all_labels")
     for suffix, model, scratch in (("", trained.model, False), ("_sentences_alone", blind.model, False),
                                    ("_scratch", trained.model, True)):  # fmt: skip
