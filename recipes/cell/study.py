@@ -1,7 +1,7 @@
 """Measure the cell recipe over seeds: types left out, transfer between two studies, and what each loss adds.
 
-    python recipes/cell/study.py --output study.jsonl [--other other.h5ad] [--seeds 0 1 2] [--parts main unseen cross
-    ablation]
+    python recipes/cell/study.py --output study.jsonl [--other other.h5ad] [--seeds 0 1 2] [--parts main splits
+    unseen cross ablation]
         [--minutes 9] [--smoke]
 
 Every finished run is a line of the output file; what is there already is not run again. `--minutes` starts no new run
@@ -235,11 +235,29 @@ def main_run(seed: int, steps: int) -> dict[str, float]:
     return metrics
 
 
+def splits_run(seed: int, steps: int) -> dict[str, float]:
+    """All labels of another two thirds of the cells for each seed, the other third typed, after sentences alone."""
+    division = {"seed": seed + 1, "test_fraction": 0.33, "validation_fraction": 0.03}
+    variant = Variant(division, labelled=False, second=False)
+    blind = pretrained(variant, seed, steps)
+    metrics = fine_tuned(blind.model, seed, steps, False, "splits", "", variant)
+    metrics |= fine_tuned(blind.model, seed, steps, True, "splits", "_scratch", variant)
+    train, test = typed(blind.source, "train"), typed(blind.source, "test")
+    return metrics | supervised_baselines(train, test, "splits") | {"splits/test_cells": float(len(test.labels))}
+
+
 def fine_tuned(
-    model: MultimodalModel, seed: int, steps: int, scratch: bool, prefix: str, suffix: str
+    model: MultimodalModel,
+    seed: int,
+    steps: int,
+    scratch: bool,
+    prefix: str,
+    suffix: str,
+    variant: Variant | None = None,
 ) -> dict[str, float]:
     """A classifier on all training labels, from the model's weights or from its architecture alone."""
     tree = loaded("finetune.yaml")
+    adapt(tree, variant or Variant())
     L.seed_everything(seed, verbose=False)
     with tempfile.TemporaryDirectory() as folder:
         settings = {"pretrained": str(model.save_pretrained(folder)), "from_scratch": scratch}
@@ -353,6 +371,8 @@ def plan(options: argparse.Namespace) -> dict[str, Any]:
     runs: dict[str, Any] = {}
     if "main" in options.parts:
         runs["main"] = main_run
+    if "splits" in options.parts:
+        runs["splits"] = splits_run
     if "unseen" in options.parts:
         for name, types in UNSEEN.items():
             hidden = {"exclude": list(types)}
@@ -385,7 +405,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--other", help="h5ad of another study")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--parts", nargs="+", default=["main", "unseen", "cross", "ablation"])
+    parser.add_argument("--parts", nargs="+", default=["main", "splits", "unseen", "cross", "ablation"])
     parser.add_argument("--minutes", type=float, default=1e9)
     parser.add_argument("--smoke", action="store_true", help="two steps in each stage")
     options = parser.parse_args()
