@@ -78,12 +78,11 @@ class Study:
             row["metrics"][metric] for row in self.rows if facts.items() <= row.items() and metric in row["metrics"]
         ]
 
-    def print(self, by: Sequence[str] = ("run",), metrics: Sequence[str] | None = None) -> None:
+    def print(self, by: Sequence[str] = ("run",)) -> None:
         """Print mean and standard deviation of each metric over the measurements that agree in the facts `by`.
 
         Args:
             by: names of facts; the others, such as the seed, are averaged over.
-            metrics: which ones; all by default.
         """
         table = Table(*by, "metric", "mean", "sd", "measurements")
         for place in dict.fromkeys(tuple(row.get(name, "") for name in by) for row in self.rows):
@@ -91,8 +90,7 @@ class Study:
             own = [row for row in self.rows if all(row.get(name, "") == value for name, value in facts.items())]
             for metric in dict.fromkeys(name for row in own for name in row["metrics"]):
                 found = [row["metrics"][metric] for row in own if metric in row["metrics"]]
-                if metrics is None or metric in metrics:
-                    table.add_row(*map(str, place), metric, f"{np.mean(found):.3f}", spread(found), str(len(found)))
+                table.add_row(*map(str, place), metric, f"{np.mean(found):.3f}", spread(found), str(len(found)))
         Console(width=140).print(table)
 
 

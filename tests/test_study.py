@@ -51,10 +51,10 @@ def test_nothing_begins_after_the_time_is_over(tmp_path):
 def test_means_are_over_what_is_not_told_apart(tmp_path, capsys):
     study = Study(tmp_path / "study.jsonl")
     for seed, value in enumerate((0.2, 0.4)):
-        study.measure(lambda value=value: {"accuracy": value, "loss": 1.0}, run="main", shots=5, seed=seed)
+        study.measure(lambda value=value: {"accuracy": value}, run="main", shots=5, seed=seed)
     study.measure(lambda: {"accuracy": 0.9}, run="main", shots=20, seed=0)
     capsys.readouterr()
-    study.print(by=("run", "shots"), metrics=["accuracy"])
+    study.print(by=("run", "shots"))
     lines = [line for line in capsys.readouterr().out.splitlines() if "accuracy" in line]
     assert [line.split("│")[1:-1] for line in lines] == [
         [" main ", " 5     ", " accuracy ", " 0.300 ", " 0.141 ", " 2            "],
