@@ -76,6 +76,15 @@ def test_the_third_stage_trains_adapters_and_the_connector_alone(tmp_path, monke
     assert all(".lora_" in name for name in inside)
 
 
+def test_a_stage_that_is_there_is_not_trained_again(evaluation, tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    study = importlib.import_module("study")
+    study.trained("no such configuration", {}, 1, 0, tmp_path, None)
+    with pytest.raises(FileNotFoundError):
+        study.trained("no such configuration", {}, 1, 0, tmp_path / "other", None)
+    del sys.modules["study"]
+
+
 @pytest.mark.slow
 def test_the_study_goes_on_where_it_stopped(tmp_path):
     output = tmp_path / "study.jsonl"

@@ -45,7 +45,7 @@ def name_of(arm: Sequence[bool]) -> str:
 
 def trained(config: str, source: Mapping[str, Any], steps: int, seed: int, folder: Path, start: Path | None) -> None:
     """Train one stage and keep its model folder; one that is there already is kept as it is."""
-    if (folder / "config.json").is_file():
+    if (folder / "model.safetensors").is_file():  # written last
         return
     settings = yaml.safe_load((HERE / config).read_text(encoding="utf-8"))
     own = settings["data"]["sources"]["charts"]["init_args"] | dict(source)
@@ -87,11 +87,11 @@ def run_arm(arm: Sequence[bool], seed: int, options: argparse.Namespace, blind: 
     second = folder / f"{prefix}{name_of(arm).replace(', ', '-')}"
     changes = {"layouts": asked, "replacement": 0.4 if arm[1] else 0.0}
     trained("tune.yaml", shared | changes, options.steps[1], seed, second, first)
-    source, charts = test_charts(options)
+    source, charts = charts_of_the_test(options)
     return measured(second, charts, source, arm, blind)
 
 
-def test_charts(options: argparse.Namespace) -> tuple[Charts, list[Chart]]:
+def charts_of_the_test(options: argparse.Namespace) -> tuple[Charts, list[Chart]]:
     """The test charts, without printed values, and their source."""
     settings = yaml.safe_load((HERE / "tune.yaml").read_text(encoding="utf-8"))
     own = settings["data"]["sources"]["charts"]["init_args"] | CONDITIONS | options.source | options.size
@@ -101,7 +101,7 @@ def test_charts(options: argparse.Namespace) -> tuple[Charts, list[Chart]]:
 
 def simple(options: argparse.Namespace) -> dict[str, float]:
     """What needs no training."""
-    source, charts = test_charts(options)
+    source, charts = charts_of_the_test(options)
     train = [chart.record for chart in source.drawn("train") if chart.record is not None]
     return majority_answers(train, charts) | middle_of_axis(charts)
 
