@@ -8,6 +8,7 @@ import io
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -351,7 +352,7 @@ def _grid(draw: _Draw, ordered: bool, several: bool) -> tuple[str, str, str, lis
 
 def labels_of(keys: Sequence[Any]) -> list[str]:
     """Short labels of categories, years or dates."""
-    if not hasattr(keys[0], "strftime"):
+    if not isinstance(keys[0], date):
         return [str(int(k)) if isinstance(k, float) and k.is_integer() else str(k) for k in keys]
     for form in ("%Y", "%b %Y", "%Y-%m-%d", "%m-%d %H:%M"):
         labels = [key.strftime(form) for key in keys]

@@ -1,14 +1,13 @@
 """What the architecture recipe measures, and the variants of its study."""
 
-import importlib
 import json
 import sys
 
 import pytest
 import torch
+from recipe_modules import recipe_modules
 from torch import nn
 
-from mmpt.catalogue import recipes_folder
 from mmpt.encoders.architecture_graph import ArchitectureGraph
 from mmpt.heads import ContrastiveHead, SimilarityHead
 from mmpt.source import Sample
@@ -16,15 +15,9 @@ from mmpt.source import Sample
 
 @pytest.fixture(scope="module")
 def recipe():
-    """Modules of the recipe by name, without leaving them on the path for others."""
-    folder = str(recipes_folder() / "architecture")
-    before = set(sys.modules)
-    sys.path.insert(0, folder)
-    yield importlib.import_module
-    sys.path.remove(folder)
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(folder):
-            del sys.modules[name]
+    """Modules of the recipe by name."""
+    with recipe_modules("architecture") as modules:
+        yield modules
 
 
 def graph(*types: str, parameters: int = 1) -> ArchitectureGraph:

@@ -1,11 +1,11 @@
 """What the chart recipe is compared with, and its third stage."""
 
-import importlib
 import subprocess
 import sys
 
 import pytest
 import yaml
+from recipe_modules import recipe_modules
 
 from mmpt.catalogue import recipes_folder
 from mmpt.config import from_config
@@ -15,13 +15,15 @@ from mmpt.pretraining import Pretraining
 
 
 @pytest.fixture(scope="module")
-def evaluation():
-    """The recipe's evaluation.py, without leaving it on the path for others."""
-    folder = str(recipes_folder() / "chart")
-    sys.path.insert(0, folder)
-    yield importlib.import_module("evaluation")
-    sys.path.remove(folder)
-    del sys.modules["evaluation"]
+def recipe():
+    """Modules of the recipe by name."""
+    with recipe_modules("chart") as modules:
+        yield modules
+
+
+@pytest.fixture(scope="module")
+def evaluation(recipe):
+    return recipe("evaluation")
 
 
 def bar(*values: float, kind: str = "bar") -> ChartRecord:
@@ -76,13 +78,12 @@ def test_the_third_stage_trains_adapters_and_the_connector_alone(tmp_path, monke
     assert all(".lora_" in name for name in inside)
 
 
-def test_a_stage_that_is_there_is_not_trained_again(evaluation, tmp_path):
+def test_a_stage_that_is_there_is_not_trained_again(recipe, tmp_path):
     (tmp_path / "model.safetensors").touch()
-    study = importlib.import_module("study")
+    study = recipe("study")
     study.trained("no such configuration", {}, 1, 0, tmp_path, None)
     with pytest.raises(FileNotFoundError):
         study.trained("no such configuration", {}, 1, 0, tmp_path / "other", None)
-    del sys.modules["study"]
 
 
 @pytest.mark.slow

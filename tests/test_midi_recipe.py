@@ -1,28 +1,19 @@
 """What the MIDI recipe is compared with, and its study."""
 
-import importlib
-import sys
-
 import numpy as np
 import pytest
 from midi_pieces import write_piece
+from recipe_modules import recipe_modules
 
-from mmpt.catalogue import recipes_folder
 from mmpt.datasets.midi import Music
 from mmpt.encoders.midi_notes import from_array
 
 
 @pytest.fixture(scope="module")
 def recipe():
-    """Modules of the recipe by name, without leaving them on the path for others."""
-    folder = str(recipes_folder() / "midi")
-    before = set(sys.modules)
-    sys.path.insert(0, folder)
-    yield importlib.import_module
-    sys.path.remove(folder)
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(folder):
-            del sys.modules[name]
+    """Modules of the recipe by name."""
+    with recipe_modules("midi") as modules:
+        yield modules
 
 
 def test_fields_are_guessed_from_the_note_before(recipe):
