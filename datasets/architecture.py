@@ -259,7 +259,7 @@ def _origin(name: str) -> tuple[str, str]:
     text = (inspect.getdoc(builder) or "").split("Args:")[0]
     weights = inspect.signature(builder).parameters.get("weights")
     if weights is not None:
-        kinds = [kind for kind in get_args(weights.annotation) if isinstance(kind, EnumMeta)]
+        kinds: list[Any] = [kind for kind in get_args(weights.annotation) if isinstance(kind, EnumMeta)]
         notes = [entry.meta.get("_docs", "") for kind in kinds for entry in kind]
         text += " " + " ".join(notes[:1])
     return builder.__module__.rpartition(".")[2], text

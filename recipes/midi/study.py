@@ -8,7 +8,7 @@ Each result is a line of the output as soon as it is known; what is there alread
 goes on after an interruption. At the end means and standard deviations over the seeds. `--pretraining` gives the steps
 of random and of adversarial masking, about equal in time at 2 to 1; `--few` is how many pieces of a class (or of all,
 where a task labels notes) keep their labels in the second comparison; 0 leaves that out. There pretrained weights are
-tuned at a lower rate than random ones (`--few-rate`): each start has the better one on validation pieces.
+tuned at the rate `--few-rate`, whose default was the better one on validation songs for melody.
 """
 
 from __future__ import annotations
