@@ -113,7 +113,7 @@ class Charts(Source):
         test_renderers: what draws those of the test; by default the same.
         layouts: layout -> how often, see `Layout`. The default is "align-json" alone.
         replacement: how often the data take the picture's place in a question ("qa").
-        serializer: how data are written: "json", or "compact" for small models.
+        serializer: how data are written: "json"; "compact" or "brief" for small models.
         separator: the token between prompts and answers.
         blind: never show a picture, for a baseline that knows the texts only.
         packages: where tables come from while `path` is None; see `mmpt.datasets.chart_tables.package_tables`.
@@ -280,17 +280,19 @@ class Charts(Source):
             if isinstance(table, SampleError) and name == "train":
                 yield str(table.sample), None, f"{table.problem}; expected {table.expected}"
         tables = [t for t in self._tables if isinstance(t, ChartTable) and self._splits[t.name] == name]
+        tables.sort(key=lambda table: hash_fraction(table.name, self.seed))
         wanted = self.charts if name == "train" else self.held_out
         renderers = self.test_renderers if name == "test" else self.renderers
         for number, table in enumerate(tables):
-            count = wanted // len(tables) + (number < wanted % len(tables))
+            count = -(-wanted // (len(tables) - number))  # what a table does not yield is left to those behind it
             if count == 0:
-                continue
+                return
             try:
                 records = table_records(table, count, self.types, self.max_points, self.max_series, self.seed)
             except SampleError as error:
                 yield table.name, None, f"{error.problem}; expected {error.expected}"
                 continue
+            wanted -= len(records)
             for index, record in enumerate(records):
                 chance = hash_fraction(f"{table.name}\0{index}", self.seed)
                 style = random_style(renderers, int(chance * 2**32), unseen=name == "test")

@@ -17,7 +17,7 @@ ChartType = Literal[
 ]
 CHART_TYPES: tuple[ChartType, ...] = get_args(ChartType)
 
-Serializer = Literal["json", "compact"]
+Serializer = Literal["json", "compact", "brief"]
 
 VALUE_NAMES = {"candlestick": ("open", "high", "low", "close")}
 """Names of a point's values, for the types where a point has several."""
@@ -129,12 +129,15 @@ def serialize(record: ChartRecord, form: Serializer = "json") -> str:
         record: what to write.
         form: "json": `{"type":"bar","title":"Rainfall","x":"month","y":"mm","series":[{"name":"rain","data":[["Jan",
             40]]}]}` with this order of keys and no blanks; "compact": `bar|Rainfall|month|mm|rain|Jan=40` with a
-            backslash before |, = and backslashes of names.
+            backslash before |, = and backslashes of names; "brief": `bar|Jan=40`, without title and names of axes,
+            and without the series' name where there is one series: read again, these are empty.
     """
-    if form == "compact":
-        parts = [record.type, *map(_escaped, (record.title, record.x, record.y))]
+    if form != "json":
+        brief = form == "brief"
+        parts = [record.type, *([] if brief else map(_escaped, (record.title, record.x, record.y)))]
         for series in record.series:
-            parts.append(_escaped(series.name))
+            if not brief or len(record.series) > 1:
+                parts.append(_escaped(series.name))
             for label, *values in series.points:
                 parts.append(f"{_escaped(label_text(label))}={','.join(map(number_text, values))}")
         return "|".join(parts)
@@ -152,8 +155,8 @@ def parse(text: str, form: Serializer = "json") -> ChartRecord:
     Raises:
         DataError: the text is no record; says where it stops being one.
     """
-    if form == "compact":
-        return _parse_compact(text)
+    if form != "json":
+        return _parse_compact(text, brief=form == "brief")
     try:
         fields = json.loads(text)
         series = tuple(Series(str(s["name"]), tuple(tuple(point) for point in s["data"])) for s in fields["series"])
@@ -165,13 +168,16 @@ def parse(text: str, form: Serializer = "json") -> ChartRecord:
         raise DataError(f"{text[:80]!r} is not the JSON of a chart: {type(error).__name__} {error}") from error
 
 
-def _parse_compact(text: str) -> ChartRecord:
+def _parse_compact(text: str, brief: bool) -> ChartRecord:
     parts = _split(text, "|")
-    if len(parts) < 6:
-        raise DataError(f"{text[:80]!r} is no chart: {len(parts)} parts, expected type, title, x, y, series, points")
-    kind, title, x, y = parts[0], *map(_plain, parts[1:4])
-    series: list[tuple[str, list[tuple[Any, ...]]]] = []
-    for part in parts[4:]:
+    if len(parts) < (2 if brief else 6):
+        expected = "type, points" if brief else "type, title, x, y, series, points"
+        raise DataError(f"{text[:80]!r} is no chart: {len(parts)} parts, expected {expected}")
+    kind = parts.pop(0)
+    title, x, y = ("", "", "") if brief else map(_plain, (parts.pop(0), parts.pop(0), parts.pop(0)))
+    one = brief and len(_split(parts[0], "=")) == 2
+    series: list[tuple[str, list[tuple[Any, ...]]]] = [("", [])] if one else []
+    for part in parts:
         pieces = _split(part, "=")
         if len(pieces) == 1:
             series.append((_plain(part), []))

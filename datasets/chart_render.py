@@ -23,12 +23,14 @@ from mmpt.datasets.chart_records import ChartRecord, label_text, number_text, pa
 from mmpt.errors import DataError, SampleError
 from mmpt.files import cache_folder, write_cache
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever pictures would come out differently."""
 
 Renderer = Literal["matplotlib", "vega"]
 RECORD = "mmpt-chart"
 """Name of the PNG text chunk that holds the record."""
+SMALLEST = 7.5
+"""Letters are planned no smaller, in pixels, where there is room: below, digits can't be told apart."""
 FEW = 24
 """So many charts are drawn in this process; more are worth starting others."""
 
@@ -45,6 +47,11 @@ class Style:
         background: of the plot, in hex.
         grid: lines at the ticks.
         font_share: height of the letters as a share of the picture's height.
+        ink: of axes and letters, in hex.
+        frame: lines at the top and the right too.
+        bold: names of the axes and the title.
+        bar_share: width of a bar as a share of the room that it has.
+        line: width of a line, in pixels of a picture 128 pixels high.
     """
 
     renderer: Renderer
@@ -54,6 +61,11 @@ class Style:
     background: str
     grid: bool
     font_share: float
+    ink: str
+    frame: bool
+    bold: bool
+    bar_share: float
+    line: float
 
 
 _SEEN = (("tab10", "Set2", "Dark2", "Accent"), ("viridis", "Blues", "Greens"), ("DejaVu Sans", "DejaVu Sans Mono"))
@@ -89,7 +101,12 @@ def random_style(renderers: Sequence[Renderer], seed: int, unseen: bool = False)
         font=one(fonts),
         background=one(("#ffffff", "#ffffff", "#f2f2f2", "#fdf6e3")),
         grid=bool(generator.random() < 0.5),
-        font_share=float(generator.uniform(0.045, 0.055)),
+        font_share=float(generator.uniform(0.045, 0.065)),
+        ink=one(("#000000", "#333333", "#555555", "#1b2a49")),
+        frame=bool(generator.random() < 0.4),
+        bold=bool(generator.random() < 0.4),
+        bar_share=float(generator.uniform(0.5, 0.95)),
+        line=float(generator.uniform(1.0, 2.2)),
     )
 
 
@@ -108,6 +125,15 @@ class Job:
     style: Style
     annotated: bool
     size: tuple[int, int]
+
+    @property
+    def letter(self) -> float:
+        """Height of the letters in pixels."""
+        return max(self.style.font_share * self.size[1], min(SMALLEST, self.size[1] / 12))
+
+    def fitted(self, text: str, letters: int) -> float:
+        """A height in pixels at which the text has room where `letters` have it at a twentieth of the picture."""
+        return min(self.letter, 0.05 * self.size[1] * letters / max(1, len(text)))
 
     @property
     def path(self) -> Path:
@@ -237,11 +263,6 @@ def _limits(record: ChartRecord) -> tuple[float, float]:
     return (low if low == 0 else low - room), (high if high == 0 else high + room) + legend
 
 
-def _fitted(text: str, size: float, letters: int) -> float:
-    """A font size at which the text has room where `letters` have it at `size`."""
-    return size * min(1.0, letters / max(1, len(text)))
-
-
 def _note_share(record: ChartRecord) -> float:
     """How much smaller printed values must be to stand side by side."""
     letters = max(sum(len(number_text(point[-1])) + 1 for point in series.points) for series in record.series)
@@ -259,31 +280,39 @@ def _matplotlib(job: Job, font: str) -> Image.Image:
 
     record, style = job.record, job.style
     width, height = job.size
-    points = style.font_share * height * 72 / 100
-    settings: Any = {"font.family": font, "font.size": points, "text.parse_math": False, "axes.unicode_minus": False}
+    point = 0.72  # for a pixel, at 100 dots per inch
+    settings: Any = {
+        "font.family": font, "font.size": job.letter * point, "text.parse_math": False, "text.hinting": "no_hinting",
+        "axes.unicode_minus": False, "text.color": style.ink, "axes.labelcolor": style.ink,
+        "axes.edgecolor": style.ink, "xtick.color": style.ink, "ytick.color": style.ink,
+        "axes.labelweight": "bold" if style.bold else "normal", "axes.titleweight": "bold" if style.bold else "normal",
+        "axes.spines.top": style.frame, "axes.spines.right": style.frame, "axes.linewidth": 0.6,
+        "lines.linewidth": style.line * height / 128 * point, "lines.markersize": 2 * style.line * height / 128 * point,
+    }  # fmt: skip
     with rc_context(settings):
-        figure = Figure(figsize=(width / 100, height / 100), dpi=100, facecolor="white")
+        size = (width / 100, height / 100)
+        figure = Figure(
+            figsize=size, dpi=200, facecolor="white", layout="constrained"
+        )  # twice the pixels: smooth letters
+        figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)
         canvas = FigureCanvasAgg(figure)
         pie = record.type == "pie"
-        axes = figure.add_axes(_PLACES.get(record.type, (0.19, 0.24, 0.77, 0.64)))
+        axes = figure.add_subplot()
         axes.set_facecolor(style.background)
-        axes.set_title(record.title, fontsize=_fitted(record.title, 1.1 * points, 16 if pie else 24), pad=3)
+        axes.set_title(record.title, fontsize=1.1 * point * job.fitted(record.title, 16 if pie else 24), pad=2)
         axes.tick_params(width=0.6, length=2, pad=1.5)
         if not pie:
-            axes.set_xlabel(record.x, labelpad=1, fontsize=_fitted(record.x, points, 28))
-            axes.set_ylabel(record.y, labelpad=1, fontsize=_fitted(record.y, points, 24))
+            axes.set_xlabel(record.x, labelpad=1, fontsize=point * job.fitted(record.x, 28))
+            axes.set_ylabel(record.y, labelpad=1, fontsize=point * job.fitted(record.y, 20))
             if style.grid:
                 axes.grid(True, axis="y", linewidth=0.4)
             axes.set_axisbelow(True)
         _MATPLOTLIB[record.type](axes, job)
         if record.type not in ("pie", "heatmap", "funnel") and len(record.series) > 1:
-            axes.legend(fontsize=0.8 * points, loc="upper left", borderpad=0.2, labelspacing=0.1, handlelength=0.8)
+            small = 0.8 * point * job.letter
+            axes.legend(fontsize=small, loc="upper left", borderpad=0.2, labelspacing=0.1, handlelength=0.8)
         canvas.draw()
         return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
-
-
-_PLACES = {"pie": (0.04, 0.04, 0.6, 0.8), "heatmap": (0.27, 0.24, 0.62, 0.64), "funnel": (0.3, 0.2, 0.66, 0.68)}
-"""Left, bottom, width and height of the plot as shares of the picture, where they are not the usual ones."""
 
 
 def _label_axis(axes: Any, labels: Sequence[str]) -> None:
@@ -296,7 +325,8 @@ def _note(axes: Any, job: Job, x: float, y: float, value: float, **options: Any)
         from matplotlib import rcParams
 
         size = rcParams["font.size"] * _note_share(job.record)
-        axes.text(x, y, number_text(value), ha="center", fontsize=size, **{"va": "bottom", **options})
+        note = axes.text(x, y, number_text(value), ha="center", fontsize=size, **{"va": "bottom", **options})
+        note.set_in_layout(False)  # it must not move anything else
 
 
 def _labels(job: Job) -> list[str]:
@@ -305,7 +335,8 @@ def _labels(job: Job) -> list[str]:
 
 def _mpl_bars(axes: Any, job: Job) -> None:
     count = len(job.record.series)
-    stacked, width = job.record.type == "stacked_bar", 0.8 if job.record.type == "stacked_bar" else 0.8 / count
+    stacked = job.record.type == "stacked_bar"
+    width = job.style.bar_share / (1 if stacked else count)
     base = np.zeros(len(_labels(job)))
     for number, series in enumerate(job.record.series):
         values = np.array([point[1] for point in series.points])
@@ -325,7 +356,7 @@ def _mpl_lines(axes: Any, job: Job) -> None:
         color = job.style.colors[number % len(job.style.colors)]
         if job.record.type == "area":
             axes.fill_between(range(len(values)), values, color=color, alpha=0.8)
-        axes.plot(range(len(values)), values, color=color, marker="o", markersize=2.5, linewidth=1.2, label=series.name)
+        axes.plot(range(len(values)), values, color=color, marker="o", label=series.name)
         for x, value in enumerate(values):
             _note(axes, job, x, value, value)
     axes.set_xlim(-0.3, len(_labels(job)) - 0.7)
@@ -435,8 +466,13 @@ def vega_spec(job: Job, font: str) -> dict[str, Any]:
         for place, series in enumerate(record.series)
         for number, point in enumerate(series.points)
     ]
-    size = style.font_share * job.size[1]
-    text = {"labelFont": font, "titleFont": font, "labelFontSize": size, "titleFontSize": size}
+    size = job.letter
+    weight = "bold" if style.bold else "normal"
+    text = {"labelFont": font, "titleFont": font, "labelFontSize": size, "titleFontSize": size, "labelColor": style.ink}
+    text |= {"titleColor": style.ink, "titleFontWeight": weight}
+    axis = text | {"domainColor": style.ink, "tickColor": style.ink, "grid": style.grid, "labelPadding": 1}
+    axis |= {"titlePadding": 2, "tickCount": 5, "tickSize": 2}
+    title = {"text": record.title, "font": font, "fontSize": 1.1 * job.fitted(record.title, 24), "offset": 2}
     layers = _vega_layers(job)
     if not job.annotated:
         layers = [layer for layer in layers if _mark(layer) != "text"]
@@ -446,17 +482,18 @@ def vega_spec(job: Job, font: str) -> dict[str, Any]:
         "autosize": {"type": "fit", "contains": "padding"},
         "padding": 4,
         "background": "white",
-        "title": {"text": record.title, "font": font, "fontSize": _fitted(record.title, 1.1 * size, 24), "offset": 2},
+        "title": title | {"color": style.ink, "fontWeight": weight},
         "data": {"values": rows},
         "layer": layers,
         "config": {
-            "axis": {**text, "grid": style.grid, "labelPadding": 1, "titlePadding": 2, "tickCount": 5, "tickSize": 2},
-            "axisX": {"titleFontSize": _fitted(record.x, size, 28)},
-            "axisY": {"titleFontSize": _fitted(record.y, size, 24)},
+            "axis": axis,
+            "axisX": {"titleFontSize": job.fitted(record.x, 28)},
+            "axisY": {"titleFontSize": job.fitted(record.y, 20)},
             "legend": {**text, "symbolSize": 30, "offset": 4, "rowPadding": 1},
             "range": {"category": list(style.colors)},
-            "text": {"font": font, "fontSize": size * _note_share(record)},
-            "view": {"fill": style.background},
+            "text": {"font": font, "fontSize": size * _note_share(record), "color": style.ink},
+            "line": {"strokeWidth": style.line * job.size[1] / 128},
+            "view": {"fill": style.background, "stroke": style.ink if style.frame else None},
         },
     }
 
@@ -491,6 +528,8 @@ def _vega_layers(job: Job) -> list[dict[str, Any]]:
         encoding: dict[str, Any] = {"x": x, "y": y, "color": color}
         marks = {"bar": "bar", "grouped_bar": "bar", "stacked_bar": "bar", "line": "line", "area": "area"}
         mark: dict[str, Any] = {"type": marks[record.type]}
+        if mark["type"] == "bar":
+            mark["width"] = {"band": style.bar_share}
         additions: dict[str, dict[str, Any]] = {"line": {"point": True}, "area": {"line": True, "opacity": 0.8}}
         mark |= additions.get(record.type, {})
         if record.type == "grouped_bar":

@@ -167,20 +167,21 @@ def profile(table: ChartTable) -> tuple[Any, Profile]:
     frame = table.frame
     if len(frame) < 2:
         raise SampleError(table.name, f"{len(frame)} rows", "a table of at least 2 rows")
-    clean, found = pd.DataFrame(index=range(len(frame))), Profile()
+    clean: dict[str, Any] = {}
+    found = Profile()
     for number, column in enumerate(frame.columns):
         name = " ".join(str(column).split()) or f"column {number + 1}"
-        if name in clean.columns:
+        if name in clean:
             found.left_out[name] = "a second column of this name"
             continue
         _sort(name, frame.iloc[:, number].reset_index(drop=True), clean, found)
     if not found.numbers:
         reasons = "; ".join(f"{name}: {why}" for name, why in found.left_out.items()) or "no columns"
         raise SampleError(table.name, f"no column of numbers ({reasons})"[:300], "at least one")
-    return clean, found
+    return pd.DataFrame(clean), found
 
 
-def _sort(name: str, values: Any, clean: Any, found: Profile) -> None:
+def _sort(name: str, values: Any, clean: dict[str, Any], found: Profile) -> None:
     """Put a column where it belongs."""
     import pandas as pd
 
@@ -246,7 +247,7 @@ def table_records(
     Args:
         table: where from.
         count: how many.
-        types: kinds of charts, in turn; those that the table can't fill are passed over.
+        types: kinds of charts, in turn from a drawn one; those that the table can't fill are passed over.
         max_points: most labels of a chart, at least 2.
         max_series: most series.
         seed: of the choices.
@@ -257,9 +258,9 @@ def table_records(
     frame, found = profile(table)
     generator = np.random.default_rng([seed, int(table.digest[:8], 16)])
     records: dict[str, ChartRecord] = {}
-    tries = 0
+    first, tries = int(generator.integers(len(types))), 0
     while len(records) < count and tries < 12 * count + 60:
-        kind = types[tries % len(types)]
+        kind = types[(first + tries) % len(types)]
         tries += 1
         record = _BUILDERS[kind](_Draw(table.name, frame, found, generator, max_points, max_series), kind)
         if record is not None:
@@ -395,7 +396,8 @@ def _scatter(draw: _Draw, kind: ChartType) -> ChartRecord | None:
         return None
     size = int(draw.generator.integers(2, max(2, min(draw.max_points, len(pairs))) + 1))
     rows = sorted(draw.generator.choice(len(pairs), size, replace=False).tolist())
-    points = tuple((_digits(a), _digits(b)) for a, b in pairs.iloc[rows].to_numpy().tolist())
+    chosen = sorted(pairs.iloc[rows].to_numpy().tolist())  # a picture shows no other order
+    points = tuple((_digits(a), _digits(b)) for a, b in chosen)
     return ChartRecord(kind, draw.title(y, x, ""), x, y, (Series(y, points),))
 
 

@@ -13,6 +13,7 @@ import torch
 import torchvision
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 from mmpt.encoders.architecture_graph import ArchitectureGraph
 from mmpt.encoders.architecture_trace import VERSION, trace
@@ -53,7 +54,8 @@ def named_graph(name: str) -> ArchitectureGraph:
 class EmptyWeights(TorchFunctionMode):
     """Networks that are built within have weights on the meta device: they take no memory and no time to fill.
 
-    Other tensors are real, as constructors may compute with them (the widths of a RegNet).
+    Other tensors are real, as constructors may compute with them (the widths of a RegNet). Where both meet in one
+    operation, its result is on the meta device too.
     """
 
     def __torch_function__(
@@ -63,7 +65,11 @@ class EmptyWeights(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func in (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.full):
             kwargs["device"] = "meta"
-        return func(*args, **kwargs)
+        try:
+            return func(*args, **kwargs)
+        except RuntimeError:  # e.g. the random rotations of timm's mixed RoPE, times real frequencies
+            args, kwargs = tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), (tuple(args), kwargs))
+            return func(*args, **kwargs)
 
 
 def build(name: str) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:

@@ -204,7 +204,8 @@ class ImageEncoder(Encoder):
         return full(self._features(unpatchify(patches, self.patch, self.columns)))
 
     def _features(self, pixels: Tensor) -> Tensor:
-        return self._sequence(self.backbone.forward_features(pixels))
+        # convolutions, norms and pools are faster with the channels last, on CPU and GPU
+        return self._sequence(self.backbone.forward_features(pixels.contiguous(memory_format=torch.channels_last)))
 
     def _sequence(self, features: Tensor) -> Tensor:
         # with pooling switched off, what is left of the head is the last norm or projection of some families

@@ -15,9 +15,15 @@ from mmpt.encoders.image import ImageEncoder
 from mmpt.encoders.image_processor import ImageProcessor
 from mmpt.tokens import Tokens
 
+SMALLEST_SCALE = 0.85
+"""In training a picture takes at least this share of the width and height."""
+
 
 class ChartProcessor(ImageProcessor):
     """Pictures of charts -> normalised pixels; nothing is cut off, what is not square gets white margins.
+
+    In training a picture is drawn a little smaller at some place of the white ground, with its colours exchanged: what
+    it says stays the same, and charts that were drawn by others differ in just that.
 
     | key     | shape                         | meaning                                              |
     |---------|-------------------------------|------------------------------------------------------|
@@ -45,7 +51,7 @@ class ChartProcessor(ImageProcessor):
 
         Args:
             samples: PIL images, paths, uint8 arrays (height, width[, channels]), or None for no picture.
-            training: without effect: a flipped or cut chart shows other data.
+            training: vary place, size and colours; a flipped or cut chart would show other data.
 
         Raises:
             SampleError: a picture that can't be read.
@@ -55,10 +61,22 @@ class ChartProcessor(ImageProcessor):
         mean, std = torch.tensor(self.mean).view(3, 1, 1), torch.tensor(self.std).view(3, 1, 1)
         for index, sample in enumerate(samples):
             if sample is not None:
-                image = ImageOps.pad(self._read(sample, index, False), (self.size, self.size), color="white")
-                array = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-                pixels[index] = (array.float() / 255 - mean) / std
+                side = self.size
+                if training:
+                    side = int(torch.randint(int(SMALLEST_SCALE * self.size), self.size + 1, ()))
+                image = ImageOps.pad(self._read(sample, index, False), (side, side), color="white")
+                array = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+                pixels[index] = ((self._varied(array) if training else array) - mean) / std
         return {"pixels": pixels, "present": present}
+
+    def _varied(self, picture: Tensor) -> Tensor:
+        """A picture (3, side, side) in 0 to 1, somewhere on white (3, size, size), with other colours."""
+        side = picture.shape[1]
+        top, left = torch.randint(self.size - side + 1, (2,)).tolist()
+        ground = torch.ones(3, self.size, self.size)
+        ground[:, top : top + side, left : left + side] = picture[torch.randperm(3)]
+        grey = ground.mean(0, keepdim=True)
+        return (grey + float(torch.rand(())) * (ground - grey)) ** float(torch.empty(()).uniform_(0.7, 1.4))
 
 
 class ChartEncoder(ImageEncoder):

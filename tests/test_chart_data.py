@@ -6,6 +6,7 @@ import re
 import statistics
 import sys
 import types
+from collections import Counter
 
 import numpy as np
 import pandas as pd
@@ -54,6 +55,11 @@ def test_records_survive_both_serialisations(kind):
         record = random_record(kind, generator)
         assert parse(serialize(record)) == record
         assert parse(serialize(record, "compact"), "compact") == record
+        brief = parse(serialize(record, "brief"), "brief")
+        names = [series.name for series in record.series] if len(record.series) > 1 else [""]
+        assert [series.name for series in brief.series] == names
+        assert [series.points for series in brief.series] == [series.points for series in record.series]
+        assert (brief.type, brief.title, brief.x, brief.y) == (record.type, "", "", "")
 
 
 def test_the_record_of_the_format_s_example():
@@ -63,6 +69,7 @@ def test_the_record_of_the_format_s_example():
     compact = "bar|Rainfall|month|mm|rain|Jan=40|Feb=20|Mar=10"
     assert serialize(record, "compact") == compact
     assert len(compact) == 47
+    assert serialize(record, "brief") == "bar|Jan=40|Feb=20|Mar=10"
     assert [(c.row, c.column, c.value) for c in record.cells()] == [
         ("Jan", "rain", 40),
         ("Feb", "rain", 20),
@@ -99,6 +106,12 @@ def test_what_is_no_record_is_refused(text, message):
 def test_what_is_no_compact_record_is_refused(text):
     with pytest.raises(DataError):
         parse(text, "compact")
+
+
+@pytest.mark.parametrize("text", ["bar", "", "bar|Jan=many", "bar|s", "bar|Jan=1=2", "rainbow|Jan=40"])
+def test_what_is_no_brief_record_is_refused(text):
+    with pytest.raises(DataError):
+        parse(text, "brief")
 
 
 def test_questions_of_the_example_have_the_answers_of_its_table():
@@ -275,6 +288,24 @@ def test_other_alphabets_are_drawn_where_a_font_has_them_and_refused_where_none_
 
 def small(**options) -> Charts:
     return Charts(**{"charts": 24, "held_out": 6, "size": 64, "workers": 1, **options})
+
+
+def test_tables_that_yield_little_leave_their_share_to_others_and_kinds_begin_anywhere():
+    source = small(charts=80, types=["bar", "line"])
+    planned = list(source._planned("train"))
+    counts = Counter(table for table, job, _ in planned if job is not None)
+    even = -(-80 // len({table for table, _, _ in planned}))
+    assert max(counts.values()) > even
+    assert sum(counts.values()) <= 80
+    firsts = {table: job.record.type for table, job, _ in reversed(planned) if job is not None}
+    assert set(firsts.values()) == {"bar", "line"}
+
+
+def test_points_of_a_scatter_plot_stand_in_the_order_that_a_picture_shows():
+    records = table_records(ChartTable("cars", pd.DataFrame({"a": [3, 1, 2, 9], "b": [4, 8, 6, 1]})), 6, ["scatter"])
+    for record in records:
+        places = [point[0] for point in record.series[0].points]
+        assert places == sorted(places)
 
 
 def test_no_table_is_in_two_splits_and_the_test_looks_different():

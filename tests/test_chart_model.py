@@ -168,6 +168,25 @@ def test_charts_keep_their_shape_on_white():
         ChartProcessor(20)(["absent.png"])
 
 
+def test_in_training_a_chart_moves_and_changes_colours_and_loses_nothing():
+    processor = ChartProcessor(size=64, mean=(0.0,) * 3, std=(1.0,) * 3)
+    chart = Image.new("RGB", (64, 64), (255, 0, 0))
+    chart.paste((0, 0, 0), (16, 16, 48, 48))
+    torch.manual_seed(0)
+    drawn = processor([chart] * 40, training=True)["pixels"]
+    black = drawn.amax(1) < 0.25  # (40, 64, 64)
+    for picture in black:
+        rows, columns = picture.any(1).nonzero(), picture.any(0).nonzero()
+        height, width = (int(places.max() - places.min()) + 1 for places in (rows, columns))
+        assert 25 <= height <= 32  # half of 54 to 64 pixels, without grey edges
+        assert abs(height - width) <= 2
+        assert int(picture.sum()) >= 0.9 * height * width
+    assert len({tuple(picture.any(1).nonzero()[0].tolist()) for picture in black}) > 3  # places
+    colours = drawn[:, :, 12, 32]
+    assert {int(place) for place in colours.argmax(1)} == {0, 1, 2}
+    assert torch.equal(processor([chart])["pixels"], processor([chart])["pixels"])
+
+
 def test_a_part_of_a_modality_can_be_locked():
     owner = model()
     (encoder,) = owner.parts("chart.encoder")

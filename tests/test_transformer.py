@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmpt.attention import DisentangledAttention, Geometry, RelativeKeyQueryAttention, attention_mask
+from mmpt.attention import DisentangledAttention, Geometry, RelativeKeyQueryAttention, attend, attention_mask
 from mmpt.blocks import recompute_activations
 from mmpt.errors import ConfigError
 from mmpt.positions import log_buckets
@@ -446,3 +446,15 @@ def test_positions_in_order_need_no_index(length):
     torch.testing.assert_close(
         model(tokens).values, model(tokens, position_ids=named, position_limit=length).values, atol=1e-6, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("added", [False, True])
+def test_attention_in_16_bits_is_rounded_once(added):
+    query, key, value = torch.randn(3, 2, 2, 7, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    mask = torch.ones(7, 7, dtype=torch.bool).tril().expand(2, 1, 7, 7)
+    given = torch.where(mask, 0.0, float("-inf")).bfloat16() if added else mask
+    scores = (query.float() @ key.float().transpose(-1, -2) / math.sqrt(8)).masked_fill(~mask, float("-inf"))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attend(query, key, value, given, 0.0)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, (scores.softmax(-1) @ value.float()).bfloat16(), rtol=1e-2, atol=1e-4)

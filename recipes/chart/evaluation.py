@@ -40,9 +40,15 @@ def reading(
     found = {id(chart): record for chart, record in zip(charts, records, strict=True)}
     for group, members in groups.items():
         if members:
-            scored = scores([(chart.record, found[id(chart)]) for chart in members if chart.record is not None])
+            scored = scores([(_written(chart, source), found[id(chart)]) for chart in members])
             metrics |= {f"reading{group}/{name}": value for name, value in scored.items()}
     return records, metrics
+
+
+def _written(chart: Chart, source: Charts) -> ChartRecord:
+    """What a perfect reader would have written: the brief form lacks names."""
+    assert chart.record is not None
+    return parse(source.data_text(chart.record), source.serializer)
 
 
 def scores(pairs: list[tuple[ChartRecord, ChartRecord | None]]) -> dict[str, float]:

@@ -93,7 +93,7 @@ def illustrate(run_folder: Path, charts: list[Chart], read: list[ChartRecord | N
         results: list[Item] = []
         if record is not None:
             written = source.text_of(record, "align-json").partition(source.separator)[2]
-            results.append({"text": written, "correct": record == chart.record})
+            results.append({"text": written, "correct": written == text})
             with contextlib.suppress(MmptError):  # what was read need not be drawable
                 results[0]["image"] = render(job(record, source))
         rows.append({"query": query, "results": results})
