@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from mmpt.datasets.chart_questions import Question, questions
-from mmpt.datasets.chart_records import CHART_TYPES, ChartRecord, ChartType, Serializer, parse, serialize
+from mmpt.datasets.chart_records import CHART_TYPES, ChartRecord, ChartType, Serializer, number_text, parse, serialize
 from mmpt.datasets.chart_render import Job, Renderer, random_style, render_all
 from mmpt.datasets.chart_tables import (
     ChartTable,
@@ -27,10 +27,10 @@ from mmpt.errors import ConfigError, DataError, SampleError
 from mmpt.files import hash_fraction
 from mmpt.source import Examples, Sample, Source, Split
 
-Layout = Literal["align-caption", "align-json", "qa", "json-qa", "extract-then-answer"]
+Layout = Literal["align-caption", "align-values", "align-json", "qa", "json-qa", "extract-then-answer"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
-DESCRIBE, EXTRACT = "Describe the chart.", "Extract the data of this chart."
+DESCRIBE, LIST, EXTRACT = "Describe the chart.", "List the values.", "Extract the data of this chart."
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -111,7 +111,8 @@ class Charts(Source):
         size: width and height of the pictures.
         renderers: what draws the training charts.
         test_renderers: what draws those of the test; by default the same.
-        layouts: layout -> how often, see `Layout`. The default is "align-json" alone.
+        layouts: layout -> how often, see `Layout`: "align-values" asks for the values in their order, "align-json" for
+            all data, in the form of `serializer`. The default is "align-json" alone.
         replacement: how often the data take the picture's place in a question ("qa").
         serializer: how data are written: "json"; "compact" or "brief" for small models.
         separator: the token between prompts and answers.
@@ -209,7 +210,7 @@ class Charts(Source):
         else:
             records = [job.record for _, job, _ in self._planned("train") if job is not None]
         asked = [f"Q: {q.text} A: {q.answer}" for record in records for q in questions(record)[:3]]
-        return [DESCRIBE, EXTRACT, *(serialize(record, self.serializer) for record in records), *asked]
+        return [DESCRIBE, LIST, EXTRACT, *(serialize(record, self.serializer) for record in records), *asked]
 
     def label_names(self, label: str) -> Sequence[str]:
         """The chart types for `type`."""
@@ -222,6 +223,7 @@ class Charts(Source):
         answer = "" if question is None else self.clean(question.answer)
         parts = {
             "align-caption": [DESCRIBE, self.clean(caption(record))],
+            "align-values": [LIST, ", ".join(map(number_text, record.values))],
             "align-json": [EXTRACT, data],
             "qa": [asked, answer],
             "json-qa": [f"<data>{data}</data> {asked}", answer],
@@ -337,7 +339,7 @@ class ChartExamples:
             raise SampleError(chart.name, problem, expected or "a chart", index)
         layout = self.source.replace(_drawn(self.source.layouts))
         question = None
-        if layout not in ("align-caption", "align-json"):
+        if not layout.startswith("align"):
             asked = questions(chart.record)
             kind = _drawn(dict.fromkeys(sorted({q.kind for q in asked}), 1.0))
             question = _pick([q for q in asked if q.kind == kind])

@@ -170,11 +170,11 @@ def test_charts_keep_their_shape_on_white():
 
 def test_in_training_a_chart_moves_and_changes_colours_and_loses_nothing():
     processor = ChartProcessor(size=64, mean=(0.0,) * 3, std=(1.0,) * 3)
-    chart = Image.new("RGB", (64, 64), (255, 0, 0))
+    chart = Image.new("RGB", (64, 64), (255, 200, 200))
     chart.paste((0, 0, 0), (16, 16, 48, 48))
     torch.manual_seed(0)
     drawn = processor([chart] * 40, training=True)["pixels"]
-    black = drawn.amax(1) < 0.25  # (40, 64, 64)
+    black = drawn.amax(1) < 0.4  # (40, 64, 64)
     for picture in black:
         rows, columns = picture.any(1).nonzero(), picture.any(0).nonzero()
         height, width = (int(places.max() - places.min()) + 1 for places in (rows, columns))
