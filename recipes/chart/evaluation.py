@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from mmpt.datasets.chart import Chart, Charts
-from mmpt.datasets.chart_answers import answer, extract
+from mmpt.datasets.chart_answers import answer, extract, list_values
 from mmpt.datasets.chart_questions import Question, questions
 from mmpt.datasets.chart_records import ChartRecord, parse
 from mmpt.errors import DataError
@@ -23,7 +23,7 @@ KINDS = ("literal", "inferential", "reasoning")
 def reading(
     model: MultimodalModel, charts: Sequence[Chart], source: Charts, blind: bool
 ) -> tuple[list[ChartRecord | None], dict[str, float]]:
-    """The records that a model reads, and how near they come: apart for charts with and without printed values."""
+    """The records that a model writes, and how near they come: apart for charts with and without printed values."""
     pictures = [None if blind else chart.picture for chart in charts]
     records: list[ChartRecord | None] = []
     for text in extract(model, pictures):
@@ -45,6 +45,29 @@ def reading(
     return records, metrics
 
 
+def listing(model: MultimodalModel, charts: Sequence[Chart], blind: bool = False) -> dict[str, float]:
+    """How near the values come that a model lists, without their names; None of them where it writes something else."""
+    listed = list_values(model, [None if blind else chart.picture for chart in charts])
+    within, errors, similar = [], [], []
+    for chart, values in zip(charts, listed, strict=True):
+        record = chart.record
+        assert record is not None
+        within.append(statistics.fmean(values_within(record.values, values or [])))
+        errors += [abs(v - w) / record.span for v, w in zip(record.values, values or [], strict=False)]
+        similar.append(rnss(record.values, values or []))
+    return {
+        "listing/parsed": sum(values is not None for values in listed) / len(listed),
+        "listing/value_accuracy": statistics.fmean(within),
+        "listing/rnss": statistics.fmean(similar),
+        "listing/median_value_error": statistics.median(errors) if errors else float("nan"),
+    }
+
+
+def values_within(true: Sequence[float], read: Sequence[float]) -> list[bool]:
+    """Which of the values, in their order, were read within 5 %; missing ones were not."""
+    return [i < len(read) and relaxed_match(repr(value), repr(read[i])) for i, value in enumerate(true)]
+
+
 def _written(chart: Chart, source: Charts) -> ChartRecord:
     """What a perfect reader would have written: the brief form lacks names."""
     assert chart.record is not None
@@ -58,9 +81,7 @@ def scores(pairs: list[tuple[ChartRecord, ChartRecord | None]]) -> dict[str, flo
     """
     within, errors = [], []
     for true, read in pairs:
-        values = [] if read is None else read.values
-        right = [i < len(values) and relaxed_match(repr(v), repr(values[i])) for i, v in enumerate(true.values)]
-        within.append(sum(right) / len(right))
+        within.append(statistics.fmean(values_within(true.values, [] if read is None else read.values)))
         errors += [] if read is None else value_errors(true.cells(), read.cells(), true.span)
     return {
         "value_accuracy": statistics.fmean(within),

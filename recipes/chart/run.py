@@ -32,14 +32,16 @@ SHORT = {"smoke": ("3", 24), "demo": ("300", 600)}
 
 
 def run(options: RecipeOptions, console: Console) -> dict[str, float]:
-    """Align, tune, evaluate, report; the metrics."""
+    """Learn to read, align, tune, evaluate, report; the metrics."""
     start(options)
     torch.manual_seed(options.seed)
     stages = Stages(console)
     run_folder = options.output
-    aligned, source = stages.run("alignment", fit, options, "pretrain.yaml", run_folder / "align", {})
+    stages.run("learning to read values", fit, options, "read.yaml", run_folder / "read", {})
+    reader = ["--model.pretrained", str(run_folder / "read" / "model")]
+    aligned, source = stages.run("alignment", fit, options, "pretrain.yaml", run_folder / "align", {}, reader)
     blind, _ = stages.run(
-        "alignment without pictures", fit, options, "pretrain.yaml", run_folder / "blind", {"blind": True}
+        "alignment without pictures", fit, options, "pretrain.yaml", run_folder / "blind", {"blind": True}, reader
     )
     charts = [chart for chart in source.drawn("test") if chart.problem is None]
     if not charts:
