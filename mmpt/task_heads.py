@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmpt.config import Configurable
@@ -43,27 +44,38 @@ def mlp(width: int, hidden: int | None, labels: int) -> nn.Module:
     return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, labels))
 
 
+def standardized(norm: nn.Module, vectors: Tensor) -> Tensor:
+    """Batch norm over (batch, width) that takes its running statistics where a batch of one sample has none."""
+    if isinstance(norm, nn.BatchNorm1d) and norm.training and len(vectors) == 1:
+        return F.batch_norm(vectors, norm.running_mean, norm.running_var, eps=norm.eps)
+    return norm(vectors)
+
+
 class PooledHead(TaskHead):
     """Classification from the modality's own pooling.
 
     Args:
         dropout: before the first layer.
         hidden: size of a hidden layer; None is a linear classifier.
+        batch_norm: standardise every dimension of the pooled vector over the batch, without a learned scale, as MAE's
+            linear probing does (arXiv 2111.06377, A.1). The mean over hundreds of tokens hardly differs from sample to
+            sample, and a linear layer learns slowly from small differences.
     """
 
     per_unit = False
 
-    def __init__(self, dropout: float = 0.1, hidden: int | None = None) -> None:
+    def __init__(self, dropout: float = 0.1, hidden: int | None = None, batch_norm: bool = False) -> None:
         super().__init__()
-        self.dropout, self.hidden = nn.Dropout(dropout), hidden
+        self.dropout, self.hidden, self.batch_norm = nn.Dropout(dropout), hidden, batch_norm
 
     def build(self, width: int, labels: int) -> None:
         """See `TaskHead`."""
+        self.norm = nn.BatchNorm1d(width, affine=False) if self.batch_norm else nn.Identity()
         self.classifier = mlp(width, self.hidden, labels)
 
     def forward(self, tokens: Tokens, pool: Pool) -> Tensor:
         """See `TaskHead`."""
-        return self.classifier(self.dropout(pool(tokens)))
+        return self.classifier(self.dropout(standardized(self.norm, pool(tokens))))
 
 
 class UnitHead(TaskHead):

@@ -100,6 +100,42 @@ class TestAttentionPooling:
         assert torch.isfinite(self.built()(empty, Tokens.mean)).all()
 
 
+class TestPooledHead:
+    def built(self, batch_norm):
+        torch.manual_seed(0)
+        head = PooledHead(dropout=0.0, batch_norm=batch_norm)
+        head.build(6, 2)
+        return head
+
+    def test_what_all_samples_have_in_common_and_its_scale_play_no_role_with_batch_norm(self):
+        head, batch = self.built(True), tokens([5, 3, 4, 2])
+        scores = head(batch, Tokens.mean)
+        moved = Tokens(100.0 + 0.5 * batch.values, batch.mask)
+        torch.testing.assert_close(head(moved, Tokens.mean), scores, rtol=1e-2, atol=1e-2)
+        plain = self.built(False)
+        assert (plain(moved, Tokens.mean) - plain(batch, Tokens.mean)).abs().max() > 1
+
+    def test_in_use_a_sample_is_scored_by_the_running_statistics_whatever_stands_beside_it(self):
+        head, batch = self.built(True), tokens([5, 3, 4, 2])
+        for _ in range(200):
+            head(batch, Tokens.mean)
+        pooled = batch.mean()
+        head.eval()
+        expected = head.classifier((pooled - pooled.mean(0)) / (pooled.var(0) + head.norm.eps).sqrt())
+        torch.testing.assert_close(head(batch, Tokens.mean), expected, rtol=1e-3, atol=1e-3)
+        one = Tokens(batch.values[:1], batch.mask[:1])
+        torch.testing.assert_close(head(one, Tokens.mean), head(batch, Tokens.mean)[:1])
+
+    def test_the_last_batch_of_an_epoch_may_hold_one_sample(self):
+        head, batch = self.built(True), tokens([5, 3])
+        head(batch, Tokens.mean)
+        before = head.norm.running_mean.clone()
+        one = Tokens(batch.values[:1], batch.mask[:1])
+        trained = head(one, Tokens.mean)
+        torch.testing.assert_close(trained, head.eval()(one, Tokens.mean))
+        torch.testing.assert_close(head.norm.running_mean, before)
+
+
 def test_recomputed_layers_are_tuned_alike(folder):
     tuned = [fitted(folder, 3, checkpointing=on)[1] for on in (False, True)]
     assert any(isinstance(block.forward, functools.partial) for block in repeated_blocks(tuned[1].model))
@@ -107,7 +143,7 @@ def test_recomputed_layers_are_tuned_alike(folder):
 
 
 class TestClassification:
-    @pytest.mark.parametrize("head", [PooledHead(), PooledHead(hidden=16), AttentionPoolingHead(2, 8, 16)])
+    @pytest.mark.parametrize("head", [PooledHead(), PooledHead(hidden=16, batch_norm=True), AttentionPoolingHead(2, 8, 16)])
     def test_learns_and_is_loaded_again(self, folder, head, tmp_path):
         trainer, module, data = fitted(folder, 100, head=head)
         tested = trainer.test(module, data, verbose=False)[0]
