@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file, save_model
 from torch.distributed.tensor import DTensor
 
 from mmpt.config import from_config
-from mmpt.errors import CheckpointError
+from mmpt.errors import CheckpointError, ConfigError
 from mmpt.model_card import CONFIG, WEIGHTS, card_text, save_card
 
 if TYPE_CHECKING:
@@ -37,7 +37,9 @@ def save_pretrained(model: MultimodalModel, folder: Path, card: str = "") -> Pat
     return folder
 
 
-def from_pretrained(folder: Path, trust: Sequence[str] = ()) -> MultimodalModel:
+def from_pretrained(
+    folder: Path, trust: Sequence[str] = (), encoders: Mapping[str, Mapping[str, Any]] | None = None
+) -> MultimodalModel:
     """Rebuild the model of a folder, in evaluation mode; see `MultimodalModel.from_pretrained`."""
     from mmpt.model import MultimodalModel
 
@@ -53,11 +55,26 @@ def from_pretrained(folder: Path, trust: Sequence[str] = ()) -> MultimodalModel:
         raise CheckpointError(f"{folder / CONFIG} is not readable YAML: {error}") from error
     if not isinstance(config, dict) or "class_path" not in config:
         raise CheckpointError(f"{folder / CONFIG} does not describe a model: it has no class_path")
+    for name, arguments in (encoders or {}).items():
+        _encoder_config(config, name)["init_args"].update(arguments)
     model = from_config(config, folder=folder, trust=trust)
     if not isinstance(model, MultimodalModel):
         raise CheckpointError(f"{folder / CONFIG} describes a {type(model).__name__}, not a MultimodalModel")
     load_weights(model, folder / WEIGHTS)
     return model.eval()
+
+
+def _encoder_config(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """The part of a model's configuration that describes the encoder of a modality."""
+    parts: dict[str, Any] = config["init_args"]
+    modalities: dict[str, Any] = parts.get("modalities") or {}
+    if name == "text":
+        found: dict[str, Any] = parts["text"]
+    elif name in modalities:
+        found = modalities[name]["init_args"]["encoder"]
+    else:
+        raise ConfigError(f"the folder has no modality {name!r}; it has {', '.join(['text', *modalities])}")
+    return found
 
 
 def save_heads(heads: Mapping[str, Head], folder: Path) -> None:

@@ -64,6 +64,8 @@ class FineTuning(RepeatableModule):
         task: see the table.
         head: from tokens to scores, for tasks with labels; by default one linear layer on the modality's pooling, or on
             each unit's token.
+        encoder: arguments of the modality's encoder that shall differ from the folder's, e.g. {dropout: 0.2}: what is
+            hidden or augmented in pretraining may be too much for tuning.
         masking: in every second training batch, drawn at random, hide units of the input; for tagging the hidden ones
             are left out of the loss.
         freeze: train the task's own layers only (linear probing).
@@ -96,6 +98,7 @@ class FineTuning(RepeatableModule):
         label: str = "class",
         task: TaskName = "classification",
         head: TaskHead | None = None,
+        encoder: dict[str, Any] | None = None,
         masking: MaskingPolicy | None = None,
         freeze: bool = False,
         from_scratch: bool = False,
@@ -126,7 +129,8 @@ class FineTuning(RepeatableModule):
             raise ConfigError(
                 f"layer_decay is {layer_decay}, unfreeze_every {unfreeze_every}; expected above 0 to 1, and at least 1"
             )
-        self.model = MultimodalModel.from_pretrained(pretrained, trust=list(trust))
+        changed = {modality: encoder} if encoder else None
+        self.model = MultimodalModel.from_pretrained(pretrained, trust=list(trust), encoders=changed)
         if from_scratch:
             self.model = rebuilt(self.model)
         self.model.train()

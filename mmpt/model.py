@@ -384,20 +384,28 @@ class MultimodalModel(nn.Module, Configurable):
         return save_pretrained(self, Path(folder), card)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, trust: Sequence[str] = ()) -> MultimodalModel:
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        trust: Sequence[str] = (),
+        encoders: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> MultimodalModel:
         """Rebuild a saved model, in evaluation mode.
 
         Args:
             folder: written by `save_pretrained`.
             trust: packages besides mmpt whose classes the configuration may name.
+            encoders: modality -> arguments of its encoder that shall differ from the folder's, such as dropout or
+                augmentation. The weights must still fit.
 
         Raises:
-            CheckpointError: not such a folder, or damaged.
+            CheckpointError: not such a folder, damaged, or weights that don't fit the arguments.
+            ConfigError: no such modality, or an argument that its encoder doesn't have.
             UntrustedClassError: the configuration names other classes.
         """
         from mmpt.checkpoint import from_pretrained
 
-        return from_pretrained(Path(folder), trust)
+        return from_pretrained(Path(folder), trust, encoders)
 
 
 class evaluating:  # noqa: N801 (reads as a verb where it is used)

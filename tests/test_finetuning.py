@@ -19,7 +19,7 @@ from mmpt.data import MultimodalData
 from mmpt.encoder import IGNORED
 from mmpt.encoders.midi import MidiEncoder
 from mmpt.encoders.midi_tokens import VELOCITY_CLASSES, CompoundWords
-from mmpt.errors import ConfigError
+from mmpt.errors import CheckpointError, ConfigError
 from mmpt.finetuning import FineTuning
 from mmpt.masking import Exact
 from mmpt.model import Modality, MultimodalModel
@@ -143,7 +143,9 @@ def test_recomputed_layers_are_tuned_alike(folder):
 
 
 class TestClassification:
-    @pytest.mark.parametrize("head", [PooledHead(), PooledHead(hidden=16, batch_norm=True), AttentionPoolingHead(2, 8, 16)])
+    @pytest.mark.parametrize(
+        "head", [PooledHead(), PooledHead(hidden=16, batch_norm=True), AttentionPoolingHead(2, 8, 16)]
+    )
     def test_learns_and_is_loaded_again(self, folder, head, tmp_path):
         trainer, module, data = fitted(folder, 100, head=head)
         tested = trainer.test(module, data, verbose=False)[0]
@@ -153,6 +155,32 @@ class TestClassification:
         batch = Batch({"midi": module.model.process("midi", [piece(9)])}, {}, ["a"])
         torch.testing.assert_close(again(batch), module.eval()(batch))
         assert type(again.head) is type(head)
+
+
+class TestChangedEncoder:
+    def test_takes_other_arguments_with_the_weights_of_the_folder(self, folder, tmp_path):
+        module = FineTuning(folder, "midi", encoder={"dropout": 0.5})
+        plain = FineTuning(folder, "midi")
+        torch.testing.assert_close(module.model.state_dict(), plain.model.state_dict())
+        inputs = module.model.process("midi", [piece(9)])
+        passes = [[m.model.embed("midi", inputs) for _ in range(2)] for m in (module, plain)]
+        assert not torch.equal(*passes[0])
+        assert torch.equal(*passes[1])  # the folder's dropout is 0
+        again = MultimodalModel.from_pretrained(module.model.save_pretrained(tmp_path)).train()
+        assert not torch.equal(again.embed("midi", inputs), again.embed("midi", inputs))
+
+    def test_the_baseline_from_scratch_has_them_too(self, folder):
+        module = FineTuning(folder, "midi", encoder={"dropout": 0.5}, from_scratch=True).train()
+        inputs = module.model.process("midi", [piece(9)])
+        assert not torch.equal(module.model.embed("midi", inputs), module.model.embed("midi", inputs))
+
+    def test_what_does_not_exist_or_fit_is_refused(self, folder):
+        with pytest.raises(ConfigError, match="dropuot"):
+            FineTuning(folder, "midi", encoder={"dropuot": 0.5})
+        with pytest.raises(CheckpointError, match="another configuration"):
+            FineTuning(folder, "midi", encoder={"width": 16})
+        with pytest.raises(ConfigError, match="no modality 'image'; it has text, midi"):
+            MultimodalModel.from_pretrained(folder, encoders={"image": {}})
 
 
 class TestTagging:
