@@ -277,6 +277,7 @@ def _matplotlib(job: Job, font: str) -> Image.Image:
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     record, style = job.record, job.style
     width, height = job.size
@@ -294,7 +295,6 @@ def _matplotlib(job: Job, font: str) -> Image.Image:
         figure = Figure(
             figsize=size, dpi=200, facecolor="white", layout="constrained"
         )  # twice the pixels: smooth letters
-        figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)
         canvas = FigureCanvasAgg(figure)
         pie = record.type == "pie"
         axes = figure.add_subplot()
