@@ -114,7 +114,8 @@ class Charts(Source):
         layouts: layout -> how often, see `Layout`: "align-values" asks for the values in their order, "align-json" for
             all data, in the form of `serializer`. The default is "align-json" alone.
         replacement: how often the data take the picture's place in a question ("qa").
-        serializer: how data are written: "json"; "compact" or "brief" for small models.
+        serializer: how data are written: "json"; "compact" or "brief" for small models. Questions are about what is
+            written: with "brief" about places, not labels.
         separator: the token between prompts and answers.
         blind: never show a picture, for a baseline that knows the texts only.
         packages: where tables come from while `path` is None; see `mmpt.datasets.chart_tables.package_tables`.
@@ -209,7 +210,7 @@ class Charts(Source):
             records = [c.record for c in self._pairs if c.record is not None and self._split_of(c.table) == "train"]
         else:
             records = [job.record for _, job, _ in self._planned("train") if job is not None]
-        asked = [f"Q: {q.text} A: {q.answer}" for record in records for q in questions(record)[:3]]
+        asked = [f"Q: {q.text} A: {q.answer}" for record in records for q in questions(self.written(record))[:3]]
         return [DESCRIBE, LIST, EXTRACT, *(serialize(record, self.serializer) for record in records), *asked]
 
     def label_names(self, label: str) -> Sequence[str]:
@@ -230,6 +231,10 @@ class Charts(Source):
             "extract-then-answer": [EXTRACT, data, asked, answer],
         }[layout]
         return self.separator.join(parts)
+
+    def written(self, record: ChartRecord) -> ChartRecord:
+        """The record as its data text has it: the brief form names no label, so that questions are about places."""
+        return parse(serialize(record, self.serializer), self.serializer)
 
     def data_text(self, record: ChartRecord) -> str:
         """The data of a chart, as the model reads and writes them."""
@@ -340,7 +345,7 @@ class ChartExamples:
         layout = self.source.replace(_drawn(self.source.layouts))
         question = None
         if not layout.startswith("align"):
-            asked = questions(chart.record)
+            asked = questions(self.source.written(chart.record))
             kind = _drawn(dict.fromkeys(sorted({q.kind for q in asked}), 1.0))
             question = _pick([q for q in asked if q.kind == kind])
         return Sample(

@@ -129,8 +129,8 @@ def serialize(record: ChartRecord, form: Serializer = "json") -> str:
         record: what to write.
         form: "json": `{"type":"bar","title":"Rainfall","x":"month","y":"mm","series":[{"name":"rain","data":[["Jan",
             40]]}]}` with this order of keys and no blanks; "compact": `bar|Rainfall|month|mm|rain|Jan=40` with a
-            backslash before |, = and backslashes of names; "brief": `bar|40|20|10`, without any name: read again, the
-            labels are 1, 2, 3. Those of scatter plots are numbers and stay; several series are divided by a blank part.
+            backslash before |, = and backslashes of names; "brief": `bar|40|20|10`, without any name: read again, these
+            are the values of the places 1, 2, 3. Those of scatter plots are numbers and stay; several series are divided by a blank part.
     """
     if form == "brief":
         series = ("|".join(map(_brief_point, s.points)) for s in record.series)
@@ -188,7 +188,7 @@ def _parse_brief(text: str) -> ChartRecord:
             rows = [[str(place), *row] for place, row in enumerate(rows, start=1)]  # type: ignore[list-item]
         name = f"series {number + 1}" if "||" in rest else ""
         series.append(Series(name, tuple(map(tuple, rows))))
-    return ChartRecord(kind, "", "", "", tuple(series))  # type: ignore[arg-type]
+    return ChartRecord(kind, "", "place", "value", tuple(series))  # type: ignore[arg-type]
 
 
 def _parse_compact(text: str) -> ChartRecord:

@@ -292,9 +292,8 @@ def _matplotlib(job: Job, font: str) -> Image.Image:
     }  # fmt: skip
     with rc_context(settings):
         size = (width / 100, height / 100)
-        figure = Figure(
-            figsize=size, dpi=200, facecolor="white", layout="constrained"
-        )  # twice the pixels: smooth letters
+        margins = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02)
+        figure = Figure(figsize=size, dpi=200, facecolor="white", layout=margins)  # twice the pixels: smooth letters
         canvas = FigureCanvasAgg(figure)
         pie = record.type == "pie"
         axes = figure.add_subplot()

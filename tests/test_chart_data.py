@@ -62,7 +62,7 @@ def test_records_survive_both_serialisations(kind):
         numbered = [str(place) for place in range(1, len(labels) + 1)]
         assert labels == ([point[0] for point in record.series[0].points] if kind == "scatter" else numbered)
         assert len({series.name for series in brief.series}) == len(record.series)
-        assert (brief.type, brief.title, brief.x, brief.y) == (record.type, "", "", "")
+        assert (brief.type, brief.title, brief.x, brief.y) == (record.type, "", "place", "value")
 
 
 def test_the_record_of_the_format_s_example():
@@ -128,6 +128,15 @@ def test_questions_of_the_example_have_the_answers_of_its_table():
     assert asked["What is the difference in mm between Jan and Mar?"] == ("reasoning", "30")
     assert asked["What is the average mm?"] == ("reasoning", "23.33")
     assert asked["How many months are above the average mm?"] == ("reasoning", "1")
+
+
+def test_without_names_questions_are_about_places():
+    source = Charts(serializer="brief")
+    asked = {q.text: q.answer for q in questions(source.written(parse(RAIN)))}
+    assert asked["What is the value of 2?"] == "20"
+    assert asked["Which place has the highest value?"] == "1"
+    assert source.text_of(parse(RAIN), "align-values") == "List the values.[SEP]40, 20, 10"
+    assert Charts().written(parse(RAIN)) == parse(RAIN)
 
 
 def test_ties_and_unmeasurable_differences_give_no_question():

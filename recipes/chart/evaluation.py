@@ -40,7 +40,7 @@ def reading(
     found = {id(chart): record for chart, record in zip(charts, records, strict=True)}
     for group, members in groups.items():
         if members:
-            scored = scores([(_written(chart, source), found[id(chart)]) for chart in members])
+            scored = scores([(source.written(c.record), found[id(c)]) for c in members if c.record is not None])
             metrics |= {f"reading{group}/{name}": value for name, value in scored.items()}
     return records, metrics
 
@@ -68,12 +68,6 @@ def values_within(true: Sequence[float], read: Sequence[float]) -> list[bool]:
     return [i < len(read) and relaxed_match(repr(value), repr(read[i])) for i, value in enumerate(true)]
 
 
-def _written(chart: Chart, source: Charts) -> ChartRecord:
-    """What a perfect reader would have written: the brief form lacks names."""
-    assert chart.record is not None
-    return parse(source.data_text(chart.record), source.serializer)
-
-
 def scores(pairs: list[tuple[ChartRecord, ChartRecord | None]]) -> dict[str, float]:
     """Means over charts; what could not be parsed counts as nothing read.
 
@@ -94,14 +88,14 @@ def scores(pairs: list[tuple[ChartRecord, ChartRecord | None]]) -> dict[str, flo
     }
 
 
-def asked_of(charts: Sequence[Chart], seed: int = 0) -> list[tuple[Chart, Question]]:
+def asked_of(charts: Sequence[Chart], source: Charts, seed: int = 0) -> list[tuple[Chart, Question]]:
     """A question of each kind about every chart that has one, drawn."""
     generator = torch.Generator().manual_seed(seed)
     asked = []
     for chart in charts:
         assert chart.record is not None
         for kind in KINDS:
-            options = [question for question in questions(chart.record) if question.kind == kind]
+            options = [question for question in questions(source.written(chart.record)) if question.kind == kind]
             if options:
                 asked.append((chart, options[int(torch.randint(len(options), (), generator=generator))]))
     return asked
@@ -122,7 +116,7 @@ def answering(
         blind: show no pictures.
         first: ask behind data too, for a model that was trained to.
     """
-    asked = asked_of(charts)
+    asked = asked_of(charts, source)
     pictures = [None if blind else chart.picture for chart, _ in asked]
     texts = [question.text for _, question in asked]
     true = [source.data_text(chart.record) for chart, _ in asked if chart.record is not None]
@@ -145,13 +139,13 @@ def by_kind(asked: Sequence[tuple[Chart, Question]], given: Sequence[str], suffi
     return metrics
 
 
-def majority_answers(train: Iterable[ChartRecord], charts: Sequence[Chart]) -> dict[str, float]:
+def majority_answers(train: Iterable[ChartRecord], charts: Sequence[Chart], source: Charts) -> dict[str, float]:
     """Answering each question with the most frequent answer of its template in training."""
     counts: dict[str, Counter[str]] = {}
     for record in train:
-        for question in questions(record):
+        for question in questions(source.written(record)):
             counts.setdefault(question.template, Counter())[question.answer] += 1
-    asked = asked_of(charts)
+    asked = asked_of(charts, source)
     given = [counts[q.template].most_common(1)[0][0] if q.template in counts else "" for _, q in asked]
     return by_kind(asked, given, "_majority")
 

@@ -56,7 +56,7 @@ def run(options: RecipeOptions, console: Console) -> dict[str, float]:
     tuned, _ = stages.run("tuning on questions", fit, options, "tune.yaml", run_folder, {}, pretrained)
     metrics |= stages.run("answering", answering, tuned, charts, source)
     train = [chart.record for chart in source.drawn("train") if chart.record is not None]
-    metrics |= majority_answers(train, charts) | middle_of_axis(charts)
+    metrics |= majority_answers(train, charts, source) | middle_of_axis(charts)
     illustrate(run_folder, charts, read, source)
     metrics |= {f"minutes/{name}": seconds / 60 for name, seconds in stages.seconds.items()}
     finish(run_folder, metrics, console)

@@ -128,7 +128,7 @@ def simple(options: argparse.Namespace) -> dict[str, float]:
     """What needs no training."""
     source, charts = charts_of_the_test(options)
     train = [chart.record for chart in source.drawn("train") if chart.record is not None]
-    return majority_answers(train, charts) | middle_of_axis(charts)
+    return majority_answers(train, charts, source) | middle_of_axis(charts)
 
 
 def main() -> None:
