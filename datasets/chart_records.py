@@ -130,7 +130,8 @@ def serialize(record: ChartRecord, form: Serializer = "json") -> str:
         form: "json": `{"type":"bar","title":"Rainfall","x":"month","y":"mm","series":[{"name":"rain","data":[["Jan",
             40]]}]}` with this order of keys and no blanks; "compact": `bar|Rainfall|month|mm|rain|Jan=40` with a
             backslash before |, = and backslashes of names; "brief": `bar|40|20|10`, without any name: read again, these
-            are the values of the places 1, 2, 3. Those of scatter plots are numbers and stay; several series are divided by a blank part.
+            are the values of the places 1, 2, 3. Labels of scatter plots are numbers and stay; between several series
+            stands a blank part.
     """
     if form == "brief":
         series = ("|".join(map(_brief_point, s.points)) for s in record.series)

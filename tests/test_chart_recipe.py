@@ -9,7 +9,7 @@ from recipe_modules import recipe_modules
 
 from mmpt.catalogue import recipes_folder
 from mmpt.config import from_config
-from mmpt.datasets.chart import Chart
+from mmpt.datasets.chart import Chart, Charts
 from mmpt.datasets.chart_records import ChartRecord, Series
 from mmpt.pretraining import Pretraining
 
@@ -48,7 +48,7 @@ def test_the_middle_of_the_axis_is_a_guess_of_every_value(evaluation):
 
 def test_the_most_frequent_answer_is_that_of_the_template(evaluation):
     train = [bar(5, 1, 2), bar(6, 1, 2), bar(1, 7, 2)]  # a is the highest in two of three, and b the lowest
-    metrics = evaluation.majority_answers(train, [chart(bar(9, 3, 8))])
+    metrics = evaluation.majority_answers(train, [chart(bar(9, 3, 8))], Charts())
     assert set(metrics) == {f"answering/{kind}_majority" for kind in ("all", "literal", "inferential", "reasoning")}
     asked = [(chart(bar(9, 3, 8)), q) for q in evaluation.questions(bar(9, 3, 8))]
     highest = [(c, q) for c, q in asked if q.template == "highest"]
@@ -58,10 +58,16 @@ def test_the_most_frequent_answer_is_that_of_the_template(evaluation):
 
 def test_questions_are_the_same_for_every_model(evaluation):
     charts = [chart(bar(n, 2 * n + 1, 40 - n)) for n in range(1, 9)]
-    first, second = evaluation.asked_of(charts), evaluation.asked_of(charts)
+    first, second = evaluation.asked_of(charts, Charts()), evaluation.asked_of(charts, Charts())
     assert [q for _, q in first] == [q for _, q in second]
     assert [q.kind for _, q in first] == ["literal", "inferential", "reasoning"] * 8
     assert len({q.text for _, q in first}) > 8
+
+
+def test_without_names_questions_and_readings_are_about_places(evaluation):
+    asked = evaluation.asked_of([chart(bar(9, 3, 8))], Charts(serializer="brief"))
+    assert not any(" of a?" in q.text or " b " in q.text for _, q in asked)
+    assert evaluation.values_within([100, 50, 10], [104, 40]) == [True, False, False]
 
 
 def test_the_third_stage_trains_adapters_and_the_connector_alone(tmp_path, monkeypatch):
