@@ -27,7 +27,7 @@ from mmpt.encoders.architecture_graph import (
     summary,
     vocabulary,
 )
-from mmpt.encoders.architecture_names import build, named_graph
+from mmpt.encoders.architecture_names import EmptyWeights, build, named_graph
 from mmpt.encoders.architecture_trace import trace
 from mmpt.errors import ConfigError, DataError, SampleError
 from mmpt.features import Features
@@ -633,3 +633,15 @@ def test_standardized_features_have_the_mean_and_spread_of_all_training_batches(
     before = layer.running_mean.clone()
     layer(torch.tensor([[9.0, 9.0]]))
     assert torch.equal(layer.running_mean, before)
+
+
+def test_what_weights_and_real_tensors_make_has_no_memory_and_other_faults_stay_faults():
+    with EmptyWeights():
+        weights, widths = torch.rand(3), torch.arange(3.0)
+        assert (widths * weights).is_meta
+        assert torch.cat([weights, widths]).shape == (6,)
+        assert not widths.is_meta
+        with pytest.raises(RuntimeError):
+            torch.cat([widths, torch.arange(4.0).view(2, 2)])
+    network, _ = build("vit_small_patch16_rope_mixed_224")  # random rotations times real frequencies
+    assert all(parameter.is_meta for parameter in network.parameters())
