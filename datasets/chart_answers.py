@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mmpt.datasets.chart import EXTRACT, LIST
+from mmpt.datasets.chart import EXTRACT
 from mmpt.errors import DataError
 from mmpt.model import MultimodalModel
 
@@ -33,6 +33,7 @@ def extract(
     max_new_tokens: int = 128,
     beams: int = 1,
     batch_size: int = 32,
+    prompt: str = EXTRACT,
 ) -> list[str]:
     """Let a model write the data of charts, as it was trained to (`mmpt.datasets.chart_records.parse` reads it).
 
@@ -44,42 +45,14 @@ def extract(
         max_new_tokens: most tokens of a record.
         beams: width of the beam search.
         batch_size: charts at once.
+        prompt: what to write; `mmpt.datasets.chart.LIST` asks for the values alone, which `values_of` reads.
     """
-    return _generated(
-        model, [f"{EXTRACT}{separator}"] * len(pictures), pictures, modality, max_new_tokens, beams, batch_size
-    )
+    prompts = [f"{prompt}{separator}"] * len(pictures)
+    return _generated(model, prompts, pictures, modality, max_new_tokens, beams, batch_size)
 
 
-def list_values(
-    model: MultimodalModel,
-    pictures: Sequence[Any],
-    modality: str = "chart",
-    separator: str = "[SEP]",
-    max_new_tokens: int = 64,
-    beams: int = 1,
-    batch_size: int = 32,
-) -> list[list[float] | None]:
-    """The values of charts in their order, by a model that was trained with the layout "align-values".
-
-    Args:
-        model: see above.
-        pictures: one for each chart; None shows none (a blind model).
-        modality: the model's name of charts.
-        separator: between prompts and answers.
-        max_new_tokens: most tokens of a list.
-        beams: width of the beam search.
-        batch_size: charts at once.
-
-    Returns:
-        For each chart its values; None where the model wrote something else.
-    """
-    prompts = [f"{LIST}{separator}"] * len(pictures)
-    return [
-        _numbers(text) for text in _generated(model, prompts, pictures, modality, max_new_tokens, beams, batch_size)
-    ]
-
-
-def _numbers(text: str) -> list[float] | None:
+def values_of(text: str) -> list[float] | None:
+    """The values that a model lists when it is asked to (`LIST`, layout "align-values"); None for another text."""
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError:

@@ -15,7 +15,7 @@ from mmpt.batches import Batch
 from mmpt.catalogue import recipes_folder
 from mmpt.connectors import LinearConnector
 from mmpt.datasets.chart import EXTRACT
-from mmpt.datasets.chart_answers import Answered, answer, extract
+from mmpt.datasets.chart_answers import Answered, answer, extract, values_of
 from mmpt.datasets.chart_records import parse
 from mmpt.encoders.image_chart import ChartEncoder, ChartProcessor
 from mmpt.errors import ConfigError, DataError, SampleError
@@ -239,6 +239,11 @@ def test_a_model_writes_the_data_and_the_answers_that_it_was_taught(taught, beam
     assert answer(taught, taught.charts, asked, beams=beams) == [Answered(a) for a in taught.answers]
     prompted = answer(taught, taught.charts, asked, data_prompting=True, beams=beams)
     assert prompted == [Answered(a, d) for a, d in zip(taught.answers, taught.data, strict=True)]
+
+
+def test_a_list_of_values_is_read_or_refused_as_a_whole():
+    assert values_of("40, 20,-1.5e3") == [40, 20, -1500]
+    assert [values_of(text) for text in ("", "40, ", "bar|40", "40, nan", "1e999")] == [None] * 5
 
 
 def test_given_data_stand_in_place_of_what_would_be_read(taught):

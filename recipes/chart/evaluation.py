@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from mmpt.datasets.chart import Chart, Charts
-from mmpt.datasets.chart_answers import answer, extract, list_values
+from mmpt.datasets.chart import LIST, Chart, Charts
+from mmpt.datasets.chart_answers import answer, extract, values_of
 from mmpt.datasets.chart_questions import Question, questions
 from mmpt.datasets.chart_records import ChartRecord, parse
 from mmpt.errors import DataError
@@ -47,7 +47,8 @@ def reading(
 
 def listing(model: MultimodalModel, charts: Sequence[Chart], blind: bool = False) -> dict[str, float]:
     """How near the values come that a model lists, without their names; None of them where it writes something else."""
-    listed = list_values(model, [None if blind else chart.picture for chart in charts])
+    shown = [None if blind else chart.picture for chart in charts]
+    listed = [values_of(text) for text in extract(model, shown, max_new_tokens=64, prompt=LIST)]
     within, errors, similar = [], [], []
     for chart, values in zip(charts, listed, strict=True):
         record = chart.record
