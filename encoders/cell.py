@@ -42,9 +42,9 @@ class CellEncoder(Encoder):
         dropout: of the input and of every part's output; two passes with it are the two views of a cell.
         gene_dropout: see `CellProcessor`.
         vocabulary_size: number of gene vectors; by default the vocabulary's tokens.
-        named_genes: gene vectors start from the genes' names, see `mmpt.naming`. With `named_words` of a text
-            transformer of the same width, a gene and the word for it start as one vector, so that what training finds
-            out about some genes holds for those it never meets in a text.
+        named_genes: gene vectors start from the genes' names, see `mmpt.naming`. With `shared_names` of the model, a
+            gene and the word for it start as one vector, so that what training finds out about some genes holds for
+            those it never meets in a text.
         packing: see `mmpt.transformer.Transformer`; pays off where cells differ much in their number of genes.
 
     Raises:
@@ -94,9 +94,8 @@ class CellEncoder(Encoder):
         nn.init.normal_(self.gene.weight, std=0.02)
         with torch.no_grad():
             if named_genes:
-                names = [vocabulary.name(number) for number in range(vocabulary_module.FIRST_GENE, vocabulary.cls)]
-                last = vocabulary.cls
-                self.gene.weight[vocabulary_module.FIRST_GENE : last] = named_vectors(names, width).to(self.gene.weight)
+                own = slice(vocabulary_module.FIRST_GENE, vocabulary.cls)
+                self.gene.weight[own] = named_vectors(self.unit_names(), width).to(self.gene.weight)
             self.gene.weight[vocabulary_module.PAD].zero_()
 
     def forward(self, inputs: Inputs, corruption: Corruption | None = None) -> Tokens:
@@ -113,6 +112,11 @@ class CellEncoder(Encoder):
         units = inputs["mask"].clone()
         units[:, :1] = False
         return units
+
+    def unit_names(self) -> list[str]:
+        """The genes of the vocabulary."""
+        genes = range(vocabulary_module.FIRST_GENE, self.vocabulary.cls)
+        return [self.vocabulary.name(number) for number in genes]
 
     def reconstruct(self, tokens: Tokens, corruption: Corruption) -> Tensor:
         """Logits of the genes at the predicted ranks only, in row-major order: (predicted, vocabulary)."""

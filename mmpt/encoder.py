@@ -132,6 +132,10 @@ class Encoder(nn.Module, Configurable, ABC):
         """The most units that a row can have, known from shapes alone (no reading from the device)."""
         return self.units(inputs).shape[1]
 
+    def unit_names(self) -> Sequence[str]:
+        """Names of the kinds of units (genes), by which words of a text may call them; none by default."""
+        return ()
+
     @abstractmethod
     def reconstruct(self, tokens: Tokens, corruption: Corruption) -> Any:
         """Predict the units with `corruption.predicted` from the tokens that `forward(inputs, corruption)` gave.

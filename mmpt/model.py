@@ -14,6 +14,7 @@ from mmpt.config import Configurable
 from mmpt.connectors import Connector
 from mmpt.encoder import Corruption, Encoder, Inputs, Processor
 from mmpt.errors import ConfigError, DataError
+from mmpt.evaluation.zero_shot import relative
 from mmpt.generation import generate
 from mmpt.text import TextBackbone, TextEncoder
 from mmpt.tokens import Tokens, concatenate
@@ -79,6 +80,8 @@ class MultimodalModel(nn.Module, Configurable):
             other modalities put in front of a text; None leaves none.
         text_projection: as `projection` of the other modalities.
         unique_texts: encode equal texts of a batch once: for data in which many samples share a text.
+        shared_names: words that name a unit of a modality (`Encoder.unit_names`) start as `mmpt.naming` has it; an encoder
+            of the same width whose units start so too meets them there.
         fusion: how another modality's tokens reach the text transformer: in front of the text ("prefix"), or as the
             keys and values of its cross-attention layers ("cross_attention").
 
@@ -97,6 +100,7 @@ class MultimodalModel(nn.Module, Configurable):
         text_length: int | None = None,
         text_projection: bool = True,
         unique_texts: bool = False,
+        shared_names: bool = False,
         fusion: Literal["prefix", "cross_attention"] = "prefix",
     ) -> None:
         super().__init__()
@@ -121,6 +125,10 @@ class MultimodalModel(nn.Module, Configurable):
                 )
             _join(name, modality, text)
             self.modalities[name] = modality
+        if shared_names:
+            text.name_words(
+                [unit for modality in (modalities or {}).values() for unit in modality.encoder.unit_names()]
+            )
         self.projections = nn.ModuleDict({name: self._projection(name) for name in self.modalities})
         self.norms = nn.ModuleDict(
             {name: nn.BatchNorm1d(embed_dim, affine=False) for name in self.modalities} if batch_norm else {}
@@ -358,7 +366,12 @@ class MultimodalModel(nn.Module, Configurable):
         return self.text.tokenizer.batch_decode(written, skip_special_tokens=True)
 
     def zero_shot(
-        self, name: str, samples: Sequence[Any], labels: Sequence[str], templates: Sequence[str] = ("{}",)
+        self,
+        name: str,
+        samples: Sequence[Any],
+        labels: Sequence[str],
+        templates: Sequence[str] = ("{}",),
+        relative_to: Sequence[Any] | None = None,
     ) -> Any:
         """Cosine of each sample with each label's mean prompt embedding.
 
@@ -367,6 +380,8 @@ class MultimodalModel(nn.Module, Configurable):
             samples: raw samples.
             labels: candidate texts.
             templates: prompts with one `{}`; a label is the normalised mean over its prompts.
+            relative_to: samples at large, labelled or not, e.g. those of training: each label's similarities become
+                relative to theirs (`mmpt.evaluation.zero_shot.relative`). For labels that training never saw.
 
         Returns:
             (samples, labels) similarities; the argmax is the prediction. A tensor, or what people of the field read
@@ -374,7 +389,10 @@ class MultimodalModel(nn.Module, Configurable):
         """
         prompts = [template.format(label) for label in labels for template in templates]
         texts = self.embed(TEXT, prompts).unflatten(0, (len(labels), len(templates)))
-        similarities = self.embed(name, samples) @ F.normalize(texts.mean(1), dim=-1).T
+        classes = F.normalize(texts.mean(1), dim=-1)
+        similarities = self.embed(name, samples) @ classes.T
+        if relative_to is not None:
+            similarities = relative(similarities, self.embed(name, relative_to) @ classes.T)
         return self.modality(name).encoder.processor.table(samples, labels, similarities)
 
     def save_pretrained(self, folder: str | Path, card: str = "") -> Path:

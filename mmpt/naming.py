@@ -27,10 +27,15 @@ def named_vectors(names: Sequence[str], width: int) -> Tensor:
     Returns:
         float32 (names, width), on the CPU.
     """
-    parts = [re.findall(r"\w+|[^\w\s]", name.lower()) or [name] for name in names]
+    parts = [parts_of(name) for name in names]
     known: dict[str, np.ndarray] = {}
     for part in {part for several in parts for part in several}:
         seed = int.from_bytes(hashlib.sha256(part.encode()).digest()[:8], "little")
         known[part] = np.random.default_rng(seed).standard_normal(width)
     rows = [sum(known[part] for part in several) / len(several) ** 0.5 for several in parts]
     return torch.from_numpy(NAMED_STD * np.asarray(rows, dtype=np.float32).reshape(len(names), width))
+
+
+def parts_of(name: str) -> list[str]:
+    """Words and punctuation of a name, in small letters: `HLA-DRA` is hla, -, dra."""
+    return re.findall(r"\w+|[^\w\s]", name.lower()) or [name]

@@ -17,7 +17,7 @@ from mmpt.cache import Cache, TransformerCache
 from mmpt.config import FOLDER, Configurable, to_config
 from mmpt.encoder import MASK, RANDOM, Corruption, Encoder, Inputs, Part, Processor, UnitLosses
 from mmpt.errors import ConfigError, SampleError
-from mmpt.naming import named_vectors
+from mmpt.naming import named_vectors, parts_of
 from mmpt.positions import Positions
 from mmpt.tokenization import TokenizerSource, resolve_tokenizer
 from mmpt.tokens import Tokens
@@ -94,6 +94,17 @@ class TextBackbone(nn.Module, Configurable, ABC):
     def new_cache(self) -> Cache | None:
         """An empty cache for `forward`, of any batch size; None for a model that can't keep what it has read."""
 
+    def name_words(self, names: Sequence[str]) -> None:
+        """Let the words that occur in names of another modality's units start as these units do (`mmpt.naming`).
+
+        Words that name nothing keep their small vectors, so that in a mean over words they don't drown the others before
+        training has said what they mean.
+
+        Raises:
+            ConfigError: the model's word vectors are not ours to start; the default.
+        """
+        raise ConfigError(f"{type(self).__name__} can't take words by their names (shared_names)")
+
     def splice(self, tokens: Tokens, positions: Tensor, vectors: Tensor) -> Tokens:
         """Put foreign vectors in the place of word vectors; the gradient flows to both.
 
@@ -167,8 +178,6 @@ class TextTransformer(TextBackbone):
         lm_head: "tied": product with the word vectors; "transform": dense, activation, norm before it and a bias after
             it (BERT). Needed where `input_width` differs from `width`.
         vocabulary_size: number of word vectors; by default the tokenizer's.
-        named_words: word vectors start from the words' names, see `mmpt.naming`: words that name a unit of another
-            modality (genes) start as that unit's vector does.
         packing: see `mmpt.transformer.Transformer`.
 
     Raises:
@@ -203,11 +212,9 @@ class TextTransformer(TextBackbone):
         token_types: bool = False,
         lm_head: Literal["tied", "transform"] = "tied",
         vocabulary_size: int | None = None,
-        named_words: bool = False,
         packing: bool = False,
     ) -> None:
         super().__init__()
-        self.named_words = named_words
         self.tokenizer = resolve_tokenizer(tokenizer)
         self.width = width
         self.input_width = width if input_width is None else input_width
@@ -251,12 +258,18 @@ class TextTransformer(TextBackbone):
         """Draw the word vectors and the token type anew: normal with standard deviation 0.02, the pad vector zero."""
         nn.init.normal_(self.word.weight, std=0.02)
         with torch.no_grad():
-            if self.named_words:
-                names = self.tokenizer.convert_ids_to_tokens(list(range(len(self.tokenizer))))
-                self.word.weight[: len(names)] = named_vectors(names, self.input_width).to(self.word.weight)
             self.word.weight[self.tokenizer.pad_token_id].zero_()
         if self.token_type is not None:
             nn.init.normal_(self.token_type, std=0.02)
+
+    def name_words(self, names: Sequence[str]) -> None:
+        """See `TextBackbone.name_words`."""
+        wanted = {part for name in names for part in parts_of(name)}
+        found = [(row, word) for word, row in self.tokenizer.get_vocab().items() if word in wanted]
+        if found:
+            rows, words = zip(*found, strict=True)
+            with torch.no_grad():
+                self.word.weight[list(rows)] = named_vectors(words, self.input_width).to(self.word.weight)
 
     def embed(self, ids: Tensor, mask: Tensor | None = None) -> Tokens:
         """See `TextBackbone.embed`."""

@@ -17,7 +17,10 @@ from mmpt.encoders.cell_processor import rank_tokens, rank_values
 from mmpt.encoders.cell_vocabulary import medians_of, read_pickle
 from mmpt.errors import ConfigError, DataError, SampleError
 from mmpt.masking import Uniform
+from mmpt.model import Modality, MultimodalModel
 from mmpt.source import Sample, Source
+from mmpt.text import TextTransformer
+from mmpt.tokenization import train_wordpiece
 
 
 class OneStudy(Source):
@@ -293,19 +296,28 @@ def test_random_genes_are_never_special(monkeypatch):
         assert (seen[-1] == expected).all()
 
 
-def test_a_gene_and_its_word_start_as_one_vector():
-    from mmpt.text import TextTransformer
-    from mmpt.tokenization import train_wordpiece
-
-    tokenizer = train_wordpiece([*GENES, *GENES], 400)
-    text = TextTransformer(tokenizer, width=16, depth=1, heads=4, named_words=True)
+def test_a_gene_and_its_word_start_as_one_vector_and_other_words_as_small_ones():
+    tokenizer = train_wordpiece([*GENES, *GENES, "kills cells", "kills cells"], 400)
+    text = TextTransformer(tokenizer, width=64, depth=1, heads=4)
     vocabulary = GeneVocabulary(cells=OneStudy(adata()))
-    encoder = CellEncoder(vocabulary, width=16, depth=1, max_length=64, named_genes=True)
-    word = tokenizer.convert_tokens_to_ids("gene7")
-    assert word != tokenizer.unk_token_id
+    encoder = CellEncoder(vocabulary, width=64, depth=1, max_length=64, named_genes=True)
+    assert len(encoder.unit_names()) == len(GENES)
+    MultimodalModel(text, {"cell": Modality(encoder)}, shared_names=True)
+    word, other = tokenizer.convert_tokens_to_ids(["gene7", "kills"])
+    assert tokenizer.unk_token_id not in (word, other)
     torch.testing.assert_close(text.word.weight[word], encoder.gene.weight[vocabulary.ids(["GENE7"])[0]])
+    assert text.word.weight[word].norm() > 3 * text.word.weight[other].norm()
+    assert text.word.weight[other].any()
     assert not text.word.weight[tokenizer.pad_token_id].any()
     assert not encoder.gene.weight[0].any()
+
+
+def test_words_start_by_themselves_where_names_are_not_shared():
+    tokenizer = train_wordpiece([*GENES, *GENES], 400)
+    encoder = CellEncoder(GeneVocabulary(cells=OneStudy(adata())), width=64, depth=1, max_length=64, named_genes=True)
+    text = TextTransformer(tokenizer, width=64, depth=1, heads=4)
+    MultimodalModel(text, {"cell": Modality(encoder)})
+    assert text.word.weight.norm(dim=1).max() < 0.05 * 64**0.5
 
 
 def test_a_vocabulary_has_one_origin():

@@ -16,7 +16,7 @@ from mmpt.evaluation.linear_probe import STRENGTHS, _hold_out, linear_probe
 from mmpt.evaluation.nearest import label_similarity, nearest
 from mmpt.evaluation.projection import TSNE_LIMIT, two_dimensional
 from mmpt.evaluation.retrieval import retrieval
-from mmpt.evaluation.zero_shot import ensemble, zero_shot
+from mmpt.evaluation.zero_shot import ensemble, relative, zero_shot
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -404,3 +404,11 @@ class TestLabelSimilarity:
             label_similarity(at(0), at(0, 1), torch.tensor([0, 2]), 2)
         with pytest.raises(DataError):
             label_similarity(at(0), torch.ones(2, 3), torch.tensor([0, 1]), 2)
+
+
+def test_a_class_that_everything_resembles_wins_no_longer_by_that_alone():
+    others = torch.tensor([[0.9, 0.1], [0.7, 0.1], [0.8, 0.4]])
+    found = relative(torch.tensor([[0.8, 0.5], [0.95, 0.2]]), others)
+    third = 0.03**0.5
+    torch.testing.assert_close(found, torch.tensor([[0.0, 0.3 / third], [1.5, 0.0]]))
+    assert found.argmax(1).tolist() == [1, 0]

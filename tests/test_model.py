@@ -235,6 +235,14 @@ class TestZeroShot:
             expected = nn.functional.cosine_similarity(samples, mean[None])
             assert torch.allclose(scores[:, column], expected, atol=1e-6)
 
+    def test_relative_to_samples_at_large(self):
+        model = uneven(make_model())
+        plain, others = model.zero_shot("points", POINTS, NAMES), model.zero_shot("points", POINTS[:3], NAMES)
+        found = model.zero_shot("points", POINTS, NAMES, relative_to=POINTS[:3])
+        assert torch.allclose(found, (plain - others.mean(0)) / others.std(0), atol=1e-4)
+        with pytest.raises(DataError, match="two or more"):
+            model.zero_shot("points", POINTS, NAMES, relative_to=POINTS[:1])
+
 
 READ = """
 import json, sys

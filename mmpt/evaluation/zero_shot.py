@@ -11,6 +11,7 @@ from sklearn.metrics import confusion_matrix
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmpt.errors import DataError
 from mmpt.evaluation.checks import Array, embeddings_of, labels_of, same_width
 from mmpt.evaluation.retrieval import retrieval
 
@@ -72,6 +73,26 @@ def ensemble(prompts: Iterable[Array]) -> Tensor:
     """
     means = [F.normalize(embeddings_of(p, f"prompts of class {i}"), dim=1).mean(0) for i, p in enumerate(prompts)]
     return F.normalize(torch.stack(means), dim=1)
+
+
+def relative(similarities: Tensor, reference: Tensor) -> Tensor:
+    """Each class's similarities relative to those of samples at large, as z-scores are.
+
+    A class that everything resembles, because training saw much that resembles it, then no longer wins by that alone.
+
+    Args:
+        similarities: (n, classes).
+        reference: (others, classes), of the samples at large.
+
+    Returns:
+        (n, classes): values less the reference's mean, in its standard deviations.
+
+    Raises:
+        DataError: fewer than two samples at large.
+    """
+    if len(reference) < 2:
+        raise DataError(f"{len(reference)} samples at large have no spread; give two or more")
+    return (similarities - reference.mean(0)) / reference.std(0).clamp(min=1e-9)
 
 
 def zero_shot(embeddings: Array, class_embeddings: Array, labels: Array, chunk: int = 1024) -> ZeroShotResult:

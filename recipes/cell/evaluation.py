@@ -15,6 +15,7 @@ from torch import Tensor
 from mmpt.datasets.cell import Cells
 from mmpt.encoders.cell_processor import usable
 from mmpt.evaluation.matching import choose_share, match_probabilities, mixed_scores
+from mmpt.evaluation.zero_shot import relative
 from mmpt.heads.alignment import MatchingHead
 from mmpt.model import TEXT, MultimodalModel
 from mmpt.source import Split
@@ -91,20 +92,6 @@ def best_share(model: MultimodalModel, head: MatchingHead | None, source: Cells,
     return choose_share(found.cosines, found.probabilities, torch.from_numpy(held.labels))
 
 
-def standardised(values: Tensor, reference: Tensor | None = None) -> Tensor:
-    """Each type's scores relative to how cells at large score for it, as marker scores are.
-
-    Args:
-        values: (cells, types).
-        reference: (others, types), the cells at large; None: those that are annotated.
-
-    Returns:
-        (cells, types): values less the reference's mean, in its standard deviations.
-    """
-    others = values if reference is None else reference
-    return (values - others.mean(0)) / others.std(0).clamp(min=1e-9)
-
-
 def typing_metrics(
     model: MultimodalModel, head: MatchingHead | None, source: Cells, share: float, test: Typed, prefix: str
 ) -> dict[str, float]:
@@ -141,8 +128,8 @@ def unseen_metrics(
     metrics: dict[str, float] = {}
     for suffix, values in (
         ("", found.mixed(share).numpy()),
-        ("_standardised", standardised(found.cosines).numpy()),
-        ("_calibrated", standardised(found.cosines, reference).numpy()),
+        ("_standardised", relative(found.cosines, found.cosines).numpy()),
+        ("_calibrated", relative(found.cosines, reference).numpy()),
         ("_markers", markers),
     ):
         among = chosen[values[rows][:, chosen].argmax(1)]

@@ -3,9 +3,9 @@
     python recipes/cell/run.py [--smoke | --demo] [--output RUN] [--seed N] [--data.path mine.h5ad] [...options of
     mmpt fit]
 
-Three models are trained: the main one in both stages (RUN/stage1, RUN), one that sees no type at all
-(RUN/unlabelled), for few-shot typing, and one that does not see some types (RUN/left_out). With --data.path the last
-is left out. study.py repeats all this over seeds, and measures transfer between two studies and what each loss adds.
+Three models are trained: the main one in both stages (RUN/stage1, RUN), one that reads no label (RUN/unlabelled), for
+few-shot typing, and one that reads none and sees no cell of some types (RUN/left_out). With --data.path the last is
+left out. study.py repeats all this over seeds, and measures transfer between two studies and what each loss adds.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def run(options: RecipeOptions, console: Console) -> dict[str, float]:
     start(options)
     torch.manual_seed(options.seed)
     stages = Stages(console)
-    model, head, data = stages.run("pretraining, two stages", pretrain, options, options.output)
+    model, head, data = stages.run("pretraining, two stages", pretrain, options)
     metrics: dict[str, float] = {}
     labelled = len(cells_of(data).label_names("class")) > 1
     if labelled:
@@ -77,19 +77,9 @@ def run(options: RecipeOptions, console: Console) -> dict[str, float]:
     return metrics
 
 
-def pretrain(
-    options: RecipeOptions, run: Path, exclude: Sequence[str] = ()
-) -> tuple[MultimodalModel, MatchingHead, MultimodalData]:
-    """Both stages: the first in run/stage1, the second in run.
-
-    Args:
-        options: of the recipe.
-        run: run folder.
-        exclude: types that training does not see.
-    """
-    first, second = (HERE / name for name in ("pretrain.yaml", "align.yaml"))
-    if exclude:
-        first = without_types(first, exclude, run / "pretrain.yaml")
+def pretrain(options: RecipeOptions) -> tuple[MultimodalModel, MatchingHead, MultimodalData]:
+    """Both stages: the first in RUN/stage1, the second in RUN."""
+    first, second, run = HERE / "pretrain.yaml", HERE / "align.yaml", options.output
     fit([first], run / "stage1", options)
     finished = fit([first, second], run, options, ["--model.pretrained", str(run / "stage1" / "model")])
     model = finished.model.model.eval()
@@ -160,7 +150,7 @@ def fine_tuning(options: RecipeOptions) -> dict[str, float]:
 
 def few_labels(options: RecipeOptions) -> dict[str, float]:
     """n-shot typing with a model whose training used no type, only cells and the genes that they express."""
-    finished = fit([HERE / "pretrain.yaml", SENTENCES_ALONE], options.output / "unlabelled", options)
+    finished = fit([SENTENCES_ALONE], options.output / "unlabelled", options)
     model = finished.model.model.eval()
     source = cells_of(finished.datamodule)
     models = {"": model, "_untrained": rebuilt(model).eval()}
@@ -169,15 +159,11 @@ def few_labels(options: RecipeOptions) -> dict[str, float]:
 
 
 def left_out(options: RecipeOptions, types: Sequence[str]) -> dict[str, float]:
-    """Types that training never saw, neither as cells nor as text: after both stages, and after sentences alone."""
-    model, head, data = pretrain(options, options.output / "left_out", types)
-    source = cells_of(data)
-    texts = [source.definitions.describe(name) for name in source.label_names("class")]
-    share = best_share(model, head, source, texts)
-    metrics = unseen_metrics(model, head, source, types, share, "left_out")
-    run = options.output / "left_out" / "sentences_alone"
-    finished = fit([without_types(HERE / "pretrain.yaml", types, run / "pretrain.yaml"), SENTENCES_ALONE], run, options)
-    return metrics | unseen_metrics(finished.model.model.eval(), None, source, types, 1.0, "left_out_sentences_alone")
+    """Types that training never saw, neither as cells nor as text, by a model of sentences alone."""
+    run = options.output / "left_out"
+    finished = fit([without_types(SENTENCES_ALONE, types, run / "sentences.yaml")], run, options)
+    source = cells_of(finished.datamodule)
+    return unseen_metrics(finished.model.model.eval(), None, source, types, 1.0, "left_out")
 
 
 def illustrate(model: MultimodalModel, head: MatchingHead, data: MultimodalData, options: RecipeOptions) -> None:

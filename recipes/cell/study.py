@@ -17,7 +17,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -33,7 +33,6 @@ from evaluation import (
     drawn,
     few_shot_metrics,
     scores,
-    standardised,
     supervised_baselines,
     typed,
     typing_metrics,
@@ -46,10 +45,12 @@ from mmpt.commands import retrieval_metrics
 from mmpt.config import from_config
 from mmpt.data import MultimodalData
 from mmpt.datasets.cell import Cells
+from mmpt.evaluation.zero_shot import relative
 from mmpt.finetuning import FineTuning, rebuilt
 from mmpt.heads import MatchingHead
 from mmpt.model import MultimodalModel
 from mmpt.pretraining import Pretraining
+from mmpt.recipe import keep_freed_memory
 from mmpt.study import Study
 
 HERE = Path(__file__).parent
@@ -83,7 +84,7 @@ class Variant:
         vocabulary: arguments of the gene vocabulary.
         weights: of the heads, in both stages.
         same_group: of the cell-text contrast.
-        labelled: whether descriptions are trained on.
+        labelled: whether descriptions are trained on; otherwise sentences.yaml, sentences alone.
         second: whether the second stage is run.
     """
 
@@ -113,29 +114,23 @@ class Trained:
 
 
 def pretrained(variant: Variant, seed: int, steps: int = -1) -> Trained:
-    """Both stages of the recipe in this process, without a run folder."""
-    first = loaded("pretrain.yaml")
-    second = loaded("align.yaml")
+    """One or both stages of the recipe in this process, without a run folder."""
+    first = loaded("pretrain.yaml" if variant.labelled else "sentences.yaml")
     adapt(first, variant)
-    adapt(second, variant)
-    merged = {**first["model"]["init_args"], **second["model"]["init_args"]}
-    epochs = {"first": first["trainer"]["max_epochs"], "second": second["trainer"]["max_epochs"]}
     L.seed_everything(seed, verbose=False)
     module = Pretraining(**from_config(first["model"]["init_args"]))
     data = MultimodalData(**{**from_config(first["data"]), "seed": seed})
-    if not variant.labelled:
-        alone = loaded("sentences.yaml")
-        data.weights = alone["data"]["weights"]
-        module.sources = alone["model"]["init_args"]["sources"] or {}
-        epochs["first"] = alone["trainer"]["max_epochs"]
-    losses = fit(module, data, epochs["first"], steps, "first")
+    losses = fit(module, data, first["trainer"]["max_epochs"], steps, "first")
     head = None
     if variant.second:
+        second = loaded("align.yaml")
+        adapt(second, variant)
+        merged = {**first["model"]["init_args"], **second["model"]["init_args"]}
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             merged["pretrained"] = str(module.model.save_pretrained(folder))
             module = Pretraining(**from_config(merged))
-        losses |= fit(module, data, epochs["second"], steps, "second")
+        losses |= fit(module, data, second["trainer"]["max_epochs"], steps, "second")
         found = module.heads["matching"]
         assert isinstance(found, MatchingHead)
         head = found if variant.weights.get("matching", 1.0) else None
@@ -280,33 +275,46 @@ def unseen_run(variant: Variant, seed: int, steps: int) -> dict[str, float]:
 
 def cross_run(own: str | None, other: str | None, genes: str, seed: int, steps: int) -> dict[str, float]:
     """Train on one study, type the other: by description, as coarse types, and with few labels."""
-    trained = pretrained(Variant(source={"path": own}, vocabulary={"genes": genes}), seed, steps)
-    shared = Path(genes).read_text(encoding="utf-8").split()
+    variant = Variant(source={"path": own}, vocabulary={"genes": genes})
+    trained = pretrained(variant, seed, steps)
+    blind = pretrained(replace(variant, labelled=False, second=False), seed, steps)
     here, there = trained.source, Cells(other)
-    test = everything(there)
+    metrics = typed_elsewhere(trained.model, here, there, "cross")
+    metrics |= typed_elsewhere(blind.model, here, there, "cross/sentences_alone")
+    shared = Path(genes).read_text(encoding="utf-8").split()
+    known, test = everything(here), everything(there)
+    own_kinds, kinds = (
+        np.array(coarse(s, s.label_names("class")))[c.labels] for s, c in ((here, known), (there, test))
+    )
+    inside, outside = (ranks(log_expression(cells, shared)) for cells in (known.cells, test.cells))
+    fitted = logistic_regression(inside[own_kinds >= 0], own_kinds[own_kinds >= 0], outside[kinds >= 0])
+    metrics |= scores(kinds[kinds >= 0], fitted, "cross/coarse", "_ranks")
+    metrics |= few_shot_metrics({"": trained.model}, there, (1, 5, 20), "cross", 5)
+    metrics |= few_shot_metrics({"": blind.model}, there, (1, 5, 20), "cross/sentences_alone", 5)
+    return metrics | few_shot_tuned(trained, there, seed, steps)
+
+
+def typed_elsewhere(model: MultimodalModel, here: Cells, there: Cells, prefix: str) -> dict[str, float]:
+    """All cells of another study by description, among all of its types and among coarse ones.
+
+    Suffix `_standardised`: relative to these cells; `_calibrated`: relative to those of the own study.
+    """
+    test, texts = everything(there), described(there)
     names = list(there.label_names("class"))
-    reference = zero_shot(trained.model, None, everything(here).cells, described(there)).cosines
-    cosines = zero_shot(trained.model, None, test.cells, described(there)).cosines
-    markers = marker_scores(test.cells, [there.definitions.find(name) for name in names])
+    kinds = np.array(coarse(there, names))
+    kept = kinds[test.labels] >= 0
+    cosines = zero_shot(model, None, test.cells, texts).cosines
+    reference = zero_shot(model, None, everything(here).cells, texts).cosines
     metrics: dict[str, float] = {}
-    kinds = coarse(there, names)
-    kept = np.array([kinds[label] >= 0 for label in test.labels])
-    right = np.array([kinds[label] for label in test.labels])[kept]
     for suffix, values in (
         ("", cosines.numpy()),
-        ("_standardised", standardised(cosines).numpy()),
-        ("_calibrated", standardised(cosines, reference).numpy()),
-        ("_markers", markers),
+        ("_standardised", relative(cosines, cosines).numpy()),
+        ("_calibrated", relative(cosines, reference).numpy()),
+        ("_markers", marker_scores(test.cells, [there.definitions.find(name) for name in names])),
     ):
-        metrics |= scores(test.labels, values.argmax(1), "cross/all_types", suffix)
-        metrics |= scores(right, np.array(kinds)[values.argmax(1)][kept], "cross/coarse", suffix)
-    own_train = everything(here)
-    own_kinds = np.array(coarse(here, list(here.label_names("class"))))[own_train.labels]
-    inside, outside = (log_expression(cells, shared) for cells in (own_train.cells, test.cells))
-    fitted = logistic_regression(ranks(inside)[own_kinds >= 0], own_kinds[own_kinds >= 0], ranks(outside)[kept])
-    metrics |= scores(right, fitted, "cross/coarse", "_ranks")
-    metrics |= few_shot_metrics({"": trained.model}, there, (1, 5, 20), "cross", 5)
-    return metrics | few_shot_tuned(trained, there, seed, steps)
+        metrics |= scores(test.labels, values.argmax(1), f"{prefix}/all_types", suffix)
+        metrics |= scores(kinds[test.labels][kept], kinds[values.argmax(1)][kept], f"{prefix}/coarse", suffix)
+    return metrics
 
 
 def few_shot_tuned(trained: Trained, there: Cells, seed: int, steps: int) -> dict[str, float]:
@@ -411,6 +419,7 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    keep_freed_memory()
     options.output.parent.mkdir(parents=True, exist_ok=True)
     study, runs = Study(options.output, options.minutes), plan(options)
     # the recipe itself over all seeds first, then everything else seed by seed
