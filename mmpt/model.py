@@ -80,8 +80,8 @@ class MultimodalModel(nn.Module, Configurable):
             other modalities put in front of a text; None leaves none.
         text_projection: as `projection` of the other modalities.
         unique_texts: encode equal texts of a batch once: for data in which many samples share a text.
-        shared_names: words that name a unit of a modality (`Encoder.unit_names`) start as `mmpt.naming` has it; an encoder
-            of the same width whose units start so too meets them there.
+        shared_names: words that name a unit of a modality (`Encoder.unit_names`) start as `mmpt.naming` has it; an
+            encoder of the same width whose units start so too meets them there.
         fusion: how another modality's tokens reach the text transformer: in front of the text ("prefix"), or as the
             keys and values of its cross-attention layers ("cross_attention").
 

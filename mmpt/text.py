@@ -97,8 +97,8 @@ class TextBackbone(nn.Module, Configurable, ABC):
     def name_words(self, names: Sequence[str]) -> None:
         """Let the words that occur in names of another modality's units start as these units do (`mmpt.naming`).
 
-        Words that name nothing keep their small vectors, so that in a mean over words they don't drown the others before
-        training has said what they mean.
+        Words that name nothing keep their small vectors, so that in a mean over words they don't drown the others
+        before training has said what they mean.
 
         Raises:
             ConfigError: the model's word vectors are not ours to start; the default.
