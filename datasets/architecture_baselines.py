@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
@@ -13,7 +12,7 @@ from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler, normalize
 
-from mmpt.encoders.architecture_graph import ArchitectureGraph, summary
+from mmpt.encoders.architecture_graph import ArchitectureGraph, summary, words_of
 
 Floats = NDArray[np.float64]
 
@@ -41,7 +40,7 @@ def text_scores_by_ridge(
 
 def text_scores_by_module_names(queries: Sequence[ArchitectureGraph], candidates: Sequence[str]) -> Floats:
     """Tf-idf cosines of the words in the class names of a network's modules with texts: (queries, candidates)."""
-    names = [" ".join(re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", " ".join(graph.modules))) for graph in queries]
+    names = [" ".join(word for name in graph.modules for word in words_of(name)) for graph in queries]
     words = TfidfVectorizer(sublinear_tf=True).fit(names)
     return words.transform(names).toarray() @ words.transform(candidates).toarray().T
 

@@ -7,8 +7,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+import timm
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 
 from mmpt.encoder import MASK, RANDOM, Corruption, Encoder, Inputs, Part, Processor
@@ -19,17 +21,27 @@ from mmpt.encoders.architecture_graph import (
     ArchitectureGraph,
     condensed,
     contracted,
+    module_words,
     read_graph,
     shape_features,
     summary,
     vocabulary,
+    words_of,
 )
 from mmpt.encoders.architecture_names import named_graph
 from mmpt.encoders.architecture_trace import trace
 from mmpt.errors import ConfigError, DataError, SampleError
+from mmpt.naming import NAMED_STD, named_vectors
 from mmpt.tokens import Tokens, concatenate, full
 
 Attend = Literal["successors", "predecessors", "both"]
+COUNTED = 0.3
+"""Weight of what is counted beside what modules are called: counts tell families apart that training saw, new ones are
+found better by names."""
+
+WORD_DROPOUT = 0.3
+"""Share of the words of a network's names that a training batch doesn't see."""
+
 FORMS = "a network (nn.Module), its graph, a name of timm or torchvision/NAME, or a path of .onnx or .json"
 
 
@@ -42,20 +54,28 @@ class ArchitectureProcessor(Processor):
 
     Gives `types` long (batch, n), `shapes` long (batch, n, 4) as `shape_features`, `edges` bool (batch, n, n), True at
     [b, i, j] where data flows from i to j, and `mask` bool (batch, n), True where a node is real. With `summary` also
-    `summary` float (batch, SUMMARY), see `architecture_graph.summary`.
+    `summary` float (batch, SUMMARY), see `architecture_graph.summary`, with `names` also `names` float (batch, names).
 
     Args:
         max_nodes: larger graphs are condensed to this number (see `architecture_graph.condensed`).
         vocabulary: "mmpt" or "archbert_v1" (the released numbers; operators that it lacks are taken out).
         summary: also count what the whole graph holds, before it is condensed; ArchBERT has nothing of the kind.
+        names: size of a vector for what the network's modules are called (`architecture_graph.module_words`), the sum
+            of a fixed one for each word (`mmpt.naming`); 0 is none. In training some words are left out at random.
     """
 
     def __init__(
-        self, max_nodes: int = 512, vocabulary: Literal["mmpt", "archbert_v1"] = "mmpt", summary: bool = False
+        self,
+        max_nodes: int = 512,
+        vocabulary: Literal["mmpt", "archbert_v1"] = "mmpt",
+        summary: bool = False,
+        names: int = 0,
     ) -> None:
         if max_nodes < 2:
             raise ConfigError(f"max_nodes is {max_nodes}; expected 2 or more")
-        self.max_nodes, self.vocabulary, self.summary = max_nodes, vocabulary, summary
+        if names and not summary:
+            raise ConfigError("names are added to the summary; set summary: true")
+        self.max_nodes, self.vocabulary, self.summary, self.names = max_nodes, vocabulary, summary, names
 
     def __call__(self, samples: Sequence[Any], *, training: bool = False) -> Inputs:
         """See `Processor`."""
@@ -70,7 +90,18 @@ class ArchitectureProcessor(Processor):
             shapes[row, : len(own_types)] = own_shapes
             edges[row, own_edges[0], own_edges[1]] = True
         inputs = {"types": types, "shapes": shapes, "edges": edges, "mask": types != pad}
-        return inputs | ({"summary": torch.stack([counts for *_, counts in rows])} if self.summary else {})
+        if self.summary:
+            inputs["summary"] = torch.stack([counts for *_, counts in rows])
+        if self.names:
+            inputs["names"] = torch.stack([self._named(graph_of(sample), training) for sample in samples])
+        return inputs
+
+    def _named(self, graph: ArchitectureGraph, training: bool) -> Tensor:
+        """The sum over the words of the modules' names, scaled to about 1 a coordinate: (names,)."""
+        vectors = _words(graph, self.names)
+        if training:
+            vectors = vectors[torch.rand(len(vectors)) >= WORD_DROPOUT]
+        return vectors.sum(0) / (NAMED_STD * max(1, len(vectors)) ** 0.5)
 
     def _row(self, index: int, sample: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         try:
@@ -90,6 +121,12 @@ def _arrays(graph: ArchitectureGraph, max_nodes: int, name: str) -> tuple[Tensor
     types = torch.tensor([known.numbers.get(kind, known.unknown) for kind in graph.types])
     edges = torch.tensor(graph.edges, dtype=torch.long).view(-1, 2).T
     return types, shape_features(graph.shapes), edges, counts
+
+
+@lru_cache(maxsize=8192)
+def _words(graph: ArchitectureGraph, width: int) -> Tensor:
+    """A vector for each word in the names of a graph's modules: (words, width)."""
+    return named_vectors(module_words(graph), width)
 
 
 def graph_of(sample: Any) -> ArchitectureGraph:
@@ -190,7 +227,9 @@ class ArchitectureEncoder(Encoder):
 
     Where the processor gives a summary of the whole graph (ArchBERT has none), it becomes a token in front of the
     nodes, after graph attention; pooling "first" then takes it. A mean over nodes can't count; condensed graphs lack
-    repetitions. While node types are hidden so is the summary, which would give them away.
+    repetitions. While node types are hidden so is the summary, which would give them away. Where the processor gives
+    names too, they are added to that token; with `shared_names` of the model and no projections, words that name layers
+    start where these do.
 
     Args:
         width: size of the tokens; a multiple of 4, and with masked nodes the width of the text transformer.
@@ -239,6 +278,12 @@ class ArchitectureEncoder(Encoder):
                 nn.Linear(4 * width, width), nn.LayerNorm(width),
             )  # fmt: skip
             self.hidden_summary = nn.Parameter(torch.zeros(width))
+        self.naming: nn.Linear | None = None
+        if self.processor.names:
+            if self.processor.names != width:
+                raise ConfigError(f"names is {self.processor.names}; make it the width, {width}")
+            self.naming = nn.Linear(width, width, bias=False)
+            nn.init.eye_(self.naming.weight)
         self.predictor = nn.Sequential(
             nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width, eps=1e-12), nn.Linear(width, known.size)
         )
@@ -260,6 +305,8 @@ class ArchitectureEncoder(Encoder):
         if self.summarize is None:
             return tokens
         front = self.summarize(inputs["summary"]) if corruption is None else self.hidden_summary.expand(len(mask), -1)
+        if self.naming is not None and corruption is None:
+            front = COUNTED * front + self.naming(inputs["names"])
         return concatenate(full(front.unsqueeze(1)), tokens)
 
     def allowed(self, edges: Tensor) -> Tensor:
@@ -271,6 +318,14 @@ class ArchitectureEncoder(Encoder):
     def units(self, inputs: Inputs) -> Tensor:
         """See `Encoder`; a summary in front is none."""
         return inputs["mask"] if self.summarize is None else F.pad(inputs["mask"], (1, 0), value=False)
+
+    def unit_names(self) -> list[str]:
+        """Words in the names of timm's and torchvision's classes, which names of modules are made of."""
+        if self.naming is None:
+            return []
+        libraries = (timm.layers, timm.models, torchvision.ops, torchvision.models)
+        classes = [name for library in libraries for name, value in vars(library).items() if isinstance(value, type)]
+        return sorted({word for name in classes for word in words_of(name)})
 
     def reconstruct(self, tokens: Tokens, corruption: Corruption) -> Tensor:
         """Scores of the operators: (predicted nodes, vocabulary)."""

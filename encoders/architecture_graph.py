@@ -6,6 +6,7 @@ A graph never holds the values of weights: two trained copies of a network have 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -276,6 +277,20 @@ def summary(graph: ArchitectureGraph) -> Tensor:
         graph.parameters, len(graph), max(widths), sum(widths) / len(widths), max(sides), sum(sides) / len(sides),
     ]  # fmt: skip
     return torch.log1p(torch.cat([kinds, kernels.flatten(), torch.tensor([float(linear), *map(float, statistics)])]))
+
+
+def module_words(graph: ArchitectureGraph) -> list[str]:
+    """The words in the class names of a network's modules, in small letters: `SqueezeExcite` has squeeze and excite.
+
+    Classes of torch.nn are left out: what they do stands in the graph, and nearly every network has them.
+    """
+    own = [name for name in graph.modules if not hasattr(torch.nn, name)]
+    return sorted({word for name in own for word in words_of(name)})
+
+
+def words_of(name: str) -> list[str]:
+    """`ConvNormAct2d` is conv, norm, act; `SEModule` is se, module. Single letters are none."""
+    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name) if len(word) > 1]
 
 
 # Coarser graphs

@@ -13,6 +13,7 @@ from mmpt.config import from_config
 from mmpt.encoder import MASK, RANDOM, Corruption
 from mmpt.encoders import architecture_trace
 from mmpt.encoders.architecture import (
+    COUNTED,
     ArchitectureEncoder,
     ArchitectureProcessor,
     GraphAttention,
@@ -23,6 +24,7 @@ from mmpt.encoders.architecture_graph import (
     ArchitectureGraph,
     condensed,
     contracted,
+    module_words,
     shape_features,
     summary,
     vocabulary,
@@ -33,6 +35,7 @@ from mmpt.errors import ConfigError, DataError, SampleError
 from mmpt.features import Features
 from mmpt.heads import SimilarityHead
 from mmpt.masking import Uniform
+from mmpt.naming import named_vectors
 from mmpt.tokens import Tokens
 
 
@@ -545,6 +548,61 @@ def test_a_summary_is_hidden_while_types_are_and_is_never_predicted():
     perfect = nn.functional.one_hot(targets, vocabulary("mmpt").size) * 50.0
     assert encoder.reconstruction_loss(predictions, inputs, corruption).loss > 1
     assert encoder.reconstruction_loss(perfect, inputs, corruption).loss < 1e-5
+
+
+# Names of modules
+
+
+class SqueezeExcite(nn.Module):
+    def forward(self, x):
+        return x.mean((2, 3), keepdim=True).sigmoid() * x
+
+
+class ConvNormAct2d(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.gate = nn.Conv2d(3, 3, 3), SqueezeExcite()
+
+    def forward(self, x):
+        return self.gate(self.conv(x))
+
+
+def test_words_are_those_of_own_classes():
+    graph = trace(nn.Sequential(ConvNormAct2d(), nn.ReLU()), PICTURE)
+    assert module_words(graph) == ["act", "conv", "excite", "norm", "squeeze"]
+    assert module_words(trace(small_network(), PICTURE)) == []
+
+
+def test_names_are_the_sum_of_a_vector_for_each_word_and_lose_some_in_training():
+    processor = ArchitectureProcessor(16, summary=True, names=32)
+    graphs = [trace(net, PICTURE) for net in (ConvNormAct2d(), small_network())]
+    found = processor(graphs)["names"]
+    words = named_vectors(["conv", "norm", "act", "squeeze", "excite"], 32)
+    torch.testing.assert_close(found[0], words.sum(0) / (0.1 * 5**0.5))
+    assert not found[1].any()
+    torch.manual_seed(0)
+    drawn = [processor(graphs[:1], training=True)["names"][0] for _ in range(8)]
+    assert len({tuple(vector.tolist()) for vector in drawn}) > 1
+
+
+def test_names_join_the_summary_and_are_hidden_with_it():
+    processor = ArchitectureProcessor(16, summary=True, names=16)
+    encoder = ArchitectureEncoder(16, 2, processor=processor).eval()
+    inputs = processor([trace(net, PICTURE) for net in (ConvNormAct2d(), small_network())])
+    assert encoder.summarize is not None
+    expected = COUNTED * encoder.summarize(inputs["summary"]) + inputs["names"]
+    torch.testing.assert_close(encoder(inputs).values[:, 0], expected)
+    hidden = encoder(inputs, Uniform(0.5)(encoder.units(inputs), generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(hidden.values[0, 0], hidden.values[1, 0])
+    assert {"squeeze", "excite", "attention", "bottleneck", "patch"} <= set(encoder.unit_names())
+    assert ArchitectureEncoder(16, 2, processor=ArchitectureProcessor(16, summary=True)).unit_names() == []
+
+
+def test_names_need_a_summary_and_the_width_of_the_encoder():
+    with pytest.raises(ConfigError, match="summary: true"):
+        ArchitectureProcessor(16, names=16)
+    with pytest.raises(ConfigError, match="make it the width, 32"):
+        ArchitectureEncoder(32, 2, processor=ArchitectureProcessor(16, summary=True, names=16))
 
 
 # The similarity head
