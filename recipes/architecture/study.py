@@ -34,13 +34,14 @@ from mmpt.recipe import keep_freed_memory
 from mmpt.source import Split
 from mmpt.study import Study
 
-VARIANTS = ("main", "without masked nodes", "without summary", "cosine error")
+VARIANTS = ("main", "without masked nodes", "without names", "without summary", "cosine error")
 
 
 def varied(config: dict[str, Any], variant: str) -> dict[str, Any]:
     """The recipe's configuration with one thing changed.
 
     - `without masked nodes`: no masked architecture modelling.
+    - `without names`: what modules are called stays unseen.
     - `without summary`: ArchBERT's encoder as it is, the mean over nodes.
     - `cosine error`: the paper's objective, the squared error of cosines. Statements have their labels; descriptions
       are compared with the own text and one other, instead of by contrast with the whole batch.
@@ -48,8 +49,10 @@ def varied(config: dict[str, Any], variant: str) -> dict[str, Any]:
     model = config["model"]["init_args"]
     if variant == "without masked nodes":
         model["weights"]["nodes"] = 0.0
+    elif variant == "without names":
+        set_arguments(config, "ArchitectureProcessor", {"names": 0})
     elif variant == "without summary":
-        set_arguments(config, "ArchitectureProcessor", {"summary": False})
+        set_arguments(config, "ArchitectureProcessor", {"summary": False, "names": 0})
         model["model"]["init_args"]["modalities"]["architecture"]["init_args"]["pooling"] = "mean"
     elif variant == "cosine error":
         for name in ("descriptions", "statements"):
