@@ -151,6 +151,7 @@ class FineTuning(RepeatableModule):
                     adapter.inject(part)
                 elif adapter is None:
                     part.requires_grad_(True)
+        self._ready = False
         self.depths = depths(parts)
         self._top = max(self.depths.values(), default=0)
         self._thawing = [p for p in self.model.parameters() if p.requires_grad]
@@ -215,6 +216,12 @@ class FineTuning(RepeatableModule):
             raise ConfigError("FineTuning takes its data from mmpt.MultimodalData")
         self.task.prepare(list(data.sources.values()), training=stage == "fit")
         self.task.to(self.device)
+        self._ready = True
+
+    def configure_model(self) -> None:
+        """Build the task's layers where a callback copies the module before `setup`, as weight averaging does."""
+        if not self._ready:
+            self.setup(self.trainer.state.fn or "")
 
     def on_fit_start(self) -> None:
         """Refuse what would train something else than what is asked for."""

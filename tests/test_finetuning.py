@@ -7,6 +7,7 @@ import lightning as L
 import pytest
 import torch
 from contracts.cases import text_transformer
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from midi_pieces import piece
 from points import make_trainer
 from shapes import PointsEncoder, PointsSource
@@ -55,16 +56,25 @@ def folder(tmp_path_factory):
     return str(model.save_pretrained(tmp_path_factory.mktemp("model")))
 
 
-def fitted(folder, steps=40, **options) -> tuple[L.Trainer, FineTuning, MultimodalData]:
+def fitted(folder, steps=40, callbacks=(), **options) -> tuple[L.Trainer, FineTuning, MultimodalData]:
     torch.manual_seed(0)
     module = FineTuning(folder, "midi", **{"lr": 1e-2, "warmup_steps": 2, **options})
     data = MultimodalData({"pieces": Pieces()}, batch_size=12).attach(module.model.processors)
     trainer = L.Trainer(
         max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0, limit_val_batches=0,
+        enable_model_summary=False, num_sanity_val_steps=0, limit_val_batches=0, callbacks=list(callbacks),
     )  # fmt: skip
     trainer.fit(module, datamodule=data)
     return trainer, module, data
+
+
+def test_weights_can_be_averaged_over_steps(folder):
+    _, plain, _ = fitted(folder)
+    averaging = EMAWeightAveraging(decay=0.9)
+    _, averaged, _ = fitted(folder, callbacks=[averaging])
+    moved = [(a - b).abs().max() for a, b in zip(plain.parameters(), averaged.parameters(), strict=True)]
+    assert 0 < max(moved) < 0.1
+    assert averaged.label_names == ["low", "high"]
 
 
 def tokens(lengths: list[int], width: int = 6) -> Tokens:
