@@ -34,6 +34,7 @@ from mmpt.errors import ConfigError, DataError, SampleError
 from mmpt.naming import NAMED_STD, named_vectors
 from mmpt.tokens import Tokens, concatenate, full
 
+Arrays = tuple[Tensor, Tensor, Tensor, Tensor]
 Attend = Literal["successors", "predecessors", "both"]
 COUNTED = 0.3
 """Weight of what is counted beside what modules are called: counts tell families apart that training saw, new ones are
@@ -79,7 +80,8 @@ class ArchitectureProcessor(Processor):
 
     def __call__(self, samples: Sequence[Any], *, training: bool = False) -> Inputs:
         """See `Processor`."""
-        rows = [self._row(index, sample) for index, sample in enumerate(samples)]
+        read = [self._row(index, sample) for index, sample in enumerate(samples)]
+        rows = [arrays for _, arrays in read]
         length = max(len(types) for types, _, _, _ in rows)
         pad = vocabulary(self.vocabulary).pad
         types = torch.full((len(rows), length), pad)
@@ -93,7 +95,7 @@ class ArchitectureProcessor(Processor):
         if self.summary:
             inputs["summary"] = torch.stack([counts for *_, counts in rows])
         if self.names:
-            inputs["names"] = torch.stack([self._named(graph_of(sample), training) for sample in samples])
+            inputs["names"] = torch.stack([self._named(graph, training) for graph, _ in read])
         return inputs
 
     def _named(self, graph: ArchitectureGraph, training: bool) -> Tensor:
@@ -103,15 +105,16 @@ class ArchitectureProcessor(Processor):
             vectors = vectors[torch.rand(len(vectors)) >= WORD_DROPOUT]
         return vectors.sum(0) / (NAMED_STD * max(1, len(vectors)) ** 0.5)
 
-    def _row(self, index: int, sample: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _row(self, index: int, sample: Any) -> tuple[ArchitectureGraph, Arrays]:
         try:
-            return _arrays(graph_of(sample), self.max_nodes, self.vocabulary)
+            graph = graph_of(sample)
+            return graph, _arrays(graph, self.max_nodes, self.vocabulary)
         except DataError as error:
             raise SampleError(_label(sample), str(error), FORMS, index) from error
 
 
 @lru_cache(maxsize=8192)
-def _arrays(graph: ArchitectureGraph, max_nodes: int, name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _arrays(graph: ArchitectureGraph, max_nodes: int, name: str) -> Arrays:
     """Types (n,), shapes (n, 4), edges (2, m) and summary of a graph; a graph is seen once in every epoch."""
     known = vocabulary(name)
     counts = summary(graph)
