@@ -284,7 +284,7 @@ def module_words(graph: ArchitectureGraph) -> list[str]:
 
     Classes of torch.nn are left out: what they do stands in the graph, and nearly every network has them.
     """
-    own = [name for name in graph.modules if not hasattr(torch.nn, name)]
+    own = set(graph.modules) - set(vars(torch.nn))
     return sorted({word for name in own for word in words_of(name)})
 
 
