@@ -282,10 +282,11 @@ def summary(graph: ArchitectureGraph) -> Tensor:
 def module_words(graph: ArchitectureGraph) -> list[str]:
     """The words in the class names of a network's modules, in small letters: `SqueezeExcite` has squeeze and excite.
 
-    Classes of torch.nn are left out: what they do stands in the graph, and nearly every network has them.
+    Classes of torch.nn are left out: what they do stands in the graph, and nearly every network has them. So are
+    private ones (`_Cell`), whose names are not meant to be read.
     """
     own = set(graph.modules) - set(vars(torch.nn))
-    return sorted({word for name in own for word in words_of(name)})
+    return sorted({word for name in own if not name.startswith("_") for word in words_of(name)})
 
 
 def words_of(name: str) -> list[str]:

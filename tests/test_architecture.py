@@ -13,7 +13,7 @@ from mmpt.config import from_config
 from mmpt.encoder import MASK, RANDOM, Corruption
 from mmpt.encoders import architecture_trace
 from mmpt.encoders.architecture import (
-    COUNTED,
+    NAMED,
     ArchitectureEncoder,
     ArchitectureProcessor,
     GraphAttention,
@@ -558,16 +558,20 @@ class SqueezeExcite(nn.Module):
         return x.mean((2, 3), keepdim=True).sigmoid() * x
 
 
+class _Gates(nn.Sequential):
+    pass
+
+
 class ConvNormAct2d(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.gate = nn.Conv2d(3, 3, 3), SqueezeExcite()
+        self.conv, self.gate = nn.Conv2d(3, 3, 3), _Gates(SqueezeExcite())
 
     def forward(self, x):
         return self.gate(self.conv(x))
 
 
-def test_words_are_those_of_own_classes():
+def test_words_are_those_of_own_classes_but_private_ones():
     graph = trace(nn.Sequential(ConvNormAct2d(), nn.ReLU()), PICTURE)
     assert module_words(graph) == ["act", "conv", "excite", "norm", "squeeze"]
     assert module_words(trace(small_network(), PICTURE)) == []
@@ -590,7 +594,7 @@ def test_names_join_the_summary_and_are_hidden_with_it():
     encoder = ArchitectureEncoder(16, 2, processor=processor).eval()
     inputs = processor([trace(net, PICTURE) for net in (ConvNormAct2d(), small_network())])
     assert encoder.summarize is not None
-    expected = COUNTED * encoder.summarize(inputs["summary"]) + inputs["names"]
+    expected = encoder.summarize(inputs["summary"]) + NAMED * inputs["names"]
     torch.testing.assert_close(encoder(inputs).values[:, 0], expected)
     hidden = encoder(inputs, Uniform(0.5)(encoder.units(inputs), generator=torch.Generator().manual_seed(0)))
     assert torch.equal(hidden.values[0, 0], hidden.values[1, 0])
