@@ -51,10 +51,13 @@ def column(rows: Sequence[Sample], name: str) -> list[Any]:
 
 
 def search(model: MultimodalModel, zoo: ModelZoo, split: Split = "test") -> dict[str, float]:
-    """Docstrings of models of unseen families, without names, both ways; models with one docstring are all right."""
-    tests = samples(zoo, split)
-    graphs, texts = column(tests, GRAPHS), column(tests, TEXT)
-    candidates = list(dict.fromkeys(texts))
+    """Docstrings of models of unseen families, without names, both ways; models with one docstring are all right.
+
+    `network_to_more_texts`: among the texts of the validation and the test families, none of which training saw.
+    """
+    graphs, texts = (column(samples(zoo, split), name) for name in (GRAPHS, TEXT))
+    others = column(samples(zoo, "validation" if split == "test" else "test"), TEXT)
+    own, candidates = len(dict.fromkeys(texts)), list(dict.fromkeys([*texts, *others]))
     right = torch.tensor([[text == candidate for candidate in candidates] for text in texts])
     known = described(zoo)
     scores = {
@@ -65,10 +68,15 @@ def search(model: MultimodalModel, zoo: ModelZoo, split: Split = "test") -> dict
         ),
         "_module_names": torch.from_numpy(text_scores_by_module_names(graphs, candidates)),
     }
-    metrics: dict[str, float] = {"search/models": len(graphs), "search/texts": len(candidates)}
+    metrics: dict[str, float] = {
+        "search/models": len(graphs),
+        "search/texts": own,
+        "search/more_texts": len(candidates),
+    }
     for suffix, matrix in scores.items():
-        metrics |= _search_metrics("search/network_to_text", ranked(matrix, right), suffix)
-        metrics |= _search_metrics("search/text_to_network", ranked(matrix.T, right.T), suffix)
+        metrics |= _search_metrics("search/network_to_text", ranked(matrix[:, :own], right[:, :own]), suffix)
+        metrics |= _search_metrics("search/text_to_network", ranked(matrix[:, :own].T, right[:, :own].T), suffix)
+        metrics |= _search_metrics("search/network_to_more_texts", ranked(matrix, right), suffix)
     return metrics
 
 
