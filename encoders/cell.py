@@ -41,6 +41,8 @@ class CellEncoder(Encoder):
         activation: of the feed-forward blocks and before the prediction.
         dropout: of the input and of every part's output; two passes with it are the two views of a cell.
         gene_dropout: see `CellProcessor`.
+        expression: weigh gene vectors by the genes' log expression, in units of the cell's mean. Ranks relative to
+            medians do not say how much of a gene there is, and the mean over a cell's tokens not even their order.
         vocabulary_size: number of gene vectors; by default the vocabulary's tokens.
         named_genes: gene vectors start from the genes' names, see `mmpt.naming`. With `shared_names` of the model, a
             gene and the word for it start as one vector, so that what training finds out about some genes holds for
@@ -64,6 +66,7 @@ class CellEncoder(Encoder):
         activation: Activation = "gelu",
         dropout: float = 0.1,
         gene_dropout: float = 0.0,
+        expression: bool = False,
         vocabulary_size: int | None = None,
         named_genes: bool = False,
         packing: bool = False,
@@ -74,7 +77,7 @@ class CellEncoder(Encoder):
             raise ConfigError(f"vocabulary_size={size} is less than the {len(vocabulary)} tokens of the vocabulary")
         self.vocabulary = vocabulary
         self.width = width
-        self.processor: CellProcessor = CellProcessor(vocabulary, max_length, gene_dropout)
+        self.processor: CellProcessor = CellProcessor(vocabulary, max_length, gene_dropout, expression)
         self.gene = nn.Embedding(size, width, padding_idx=vocabulary_module.PAD)
         self.transformer = Transformer(
             width,
@@ -105,7 +108,10 @@ class CellEncoder(Encoder):
             random = torch.randint(vocabulary_module.FIRST_GENE, self.vocabulary.cls, ids.shape, device=ids.device)
             ids = torch.where(corruption.action == MASK, vocabulary_module.MASK, ids)
             ids = torch.where(corruption.action == RANDOM, random, ids)
-        return self.transformer(Tokens(self.gene(ids), inputs["mask"]))
+        genes = self.gene(ids)
+        if self.processor.expression:
+            genes = genes * inputs["weights"].unsqueeze(-1).to(genes.dtype)
+        return self.transformer(Tokens(genes, inputs["mask"]))
 
     def units(self, inputs: Inputs) -> Tensor:
         """The genes, without `<cls>` and padding: bool (batch, length)."""

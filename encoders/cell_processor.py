@@ -29,6 +29,8 @@ EMPTY = ~TOKEN
 CHUNK = 256
 """Cells that are sorted at once: their tables stay in the cache."""
 
+Ranked = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
+
 READABLE = "an AnnData object, or a list of cells: rows of one, or what mmpt.datasets.cell gives"
 
 
@@ -90,22 +92,53 @@ def rank_tokens(
     return result[:, : lengths.max(initial=0)], lengths
 
 
+def expression_weights(
+    logs: sparse.csr_matrix, columns: NDArray[np.int64], tokens: NDArray[np.int64], lengths: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """The log expression of the genes of each cell, in units of its mean over these genes.
+
+    Args:
+        logs: CSR (cells, genes), log-normalised.
+        columns: token of each gene, -1 where it has none.
+        tokens: (cells, width), as `rank_tokens` gives them.
+        lengths: (cells,) numbers of tokens.
+
+    Returns:
+        (cells, width): mean 1 over the tokens of a cell, 0 where there are none.
+    """
+    column = np.zeros(max(int(columns.max(initial=0)), FIRST_GENE) + 1, dtype=np.int64)
+    column[columns[columns >= 0]] = np.flatnonzero(columns >= 0)
+    inside = np.arange(tokens.shape[1]) < lengths[:, None]
+    cells, _ = np.nonzero(inside)
+    weights = np.zeros(tokens.shape, dtype=np.float32)
+    weights[inside] = np.asarray(logs[cells, column[tokens[inside]]]).ravel()
+    return weights * (lengths / np.maximum(weights.sum(1), 1e-12))[:, None].astype(np.float32)
+
+
 class CellProcessor(Processor):
     """Cells -> the tokens of their genes, most characteristic first, behind `<cls>`.
 
-    | key  | shape                | meaning                                            |
-    |------|----------------------|----------------------------------------------------|
-    | ids  | long (batch, length) | `<cls>`, then genes by rank; `<pad>` behind them   |
-    | mask | bool (batch, length) | True where real                                    |
+    | key     | shape                 | meaning                                                             |
+    |---------|-----------------------|---------------------------------------------------------------------|
+    | ids     | long (batch, length)  | `<cls>`, then genes by rank; `<pad>` behind them                    |
+    | mask    | bool (batch, length)  | True where real                                                     |
+    | weights | float (batch, length) | with `expression`: see `expression_weights`; 1 for `<cls>`          |
 
     Args:
         vocabulary: which genes have a token, and their medians.
         max_length: most tokens of a cell, `<cls>` included; 2,048 in the paper.
         gene_dropout: in training, each cell loses a random share of its genes between 0 and this number, so that the
             encoder copes with studies that measured other genes.
+        expression: also tell how much of each gene there is, which ranks relative to medians leave out.
     """
 
-    def __init__(self, vocabulary: GeneVocabulary, max_length: int = 2048, gene_dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        vocabulary: GeneVocabulary,
+        max_length: int = 2048,
+        gene_dropout: float = 0.0,
+        expression: bool = False,
+    ) -> None:
         if max_length < 2 or not 0 <= gene_dropout < 1:
             raise ConfigError(
                 f"max_length is {max_length}, gene_dropout {gene_dropout}; expected at least 2, and a share below 1"
@@ -115,6 +148,7 @@ class CellProcessor(Processor):
         self.vocabulary = vocabulary
         self.max_length = max_length
         self.gene_dropout = gene_dropout
+        self.expression = expression
         self._last: tuple[Any, NDArray[np.int64]] | None = None
 
     def __call__(self, samples: anndata.AnnData | Sequence[Any], *, training: bool = False) -> Inputs:
@@ -128,11 +162,15 @@ class CellProcessor(Processor):
             SampleError: a cell without expression, or with negative or non-finite values.
             DataError: no gene of the data is known.
         """
-        tokens, lengths = self.tokenize(samples, training)
+        tokens, lengths, weights = self.tokenize(samples, training)
         width = int(lengths.max(initial=0)) + 1
         ids = np.concatenate([np.full((len(tokens), 1), self.vocabulary.cls), tokens[:, : width - 1]], 1)
         mask = np.arange(width) <= lengths[:, None]
-        return {"ids": torch.from_numpy(ids), "mask": torch.from_numpy(mask)}
+        inputs = {"ids": torch.from_numpy(ids), "mask": torch.from_numpy(mask)}
+        if self.expression:
+            weights = np.concatenate([np.ones((len(tokens), 1), dtype=np.float32), weights[:, : width - 1]], 1)
+            inputs["weights"] = torch.from_numpy(weights)
+        return inputs
 
     def store(self, samples: Sequence[Any], key: str, vectors: Tensor) -> None:
         """Write embeddings to `obsm[key]`: `sc.pp.neighbors(adata, use_rep=key)` reads them there.
@@ -150,34 +188,36 @@ class CellProcessor(Processor):
             return scores
         return pd.DataFrame(scores.cpu().numpy(), index=samples.obs_names, columns=list(labels))
 
-    def tokenize(
-        self, samples: anndata.AnnData | Sequence[Any], training: bool = False
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The genes of each cell without `<cls>`: see `rank_tokens`."""
+    def tokenize(self, samples: anndata.AnnData | Sequence[Any], training: bool = False) -> Ranked:
+        """The genes of each cell without `<cls>`: see `rank_tokens` and, with `expression`, `expression_weights`."""
         parts, order = _by_matrix(samples)
         results = [self._tokens(expression, rows, places, training) for expression, rows, places in parts]
         if len(results) == 1 and order is None:
             return results[0]
-        width = max((tokens.shape[1] for tokens, _ in results), default=0)
-        joined = np.concatenate(
-            [np.pad(tokens, ((0, 0), (0, width - tokens.shape[1])), constant_values=PAD) for tokens, _ in results]
-            or [np.zeros((0, 0), dtype=np.int64)]
-        )
-        lengths = np.concatenate([length for _, length in results] or [np.zeros(0, dtype=np.int64)])
-        return joined[order], lengths[order]
+        width = max((tokens.shape[1] for tokens, _, _ in results), default=0)
+        tokens = _stacked([tokens for tokens, _, _ in results], width, np.int64)
+        weights = _stacked([weights for _, _, weights in results], width, np.float32)
+        lengths = np.concatenate([length for _, length, _ in results] or [np.zeros(0, dtype=np.int64)])
+        return tokens[order], lengths[order], weights[order]
 
     def _tokens(
         self, expression: Expression, rows: NDArray[np.int64] | None, places: NDArray[np.int64], training: bool
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    ) -> Ranked:
         matrix = expression.rows(np.arange(len(expression)) if rows is None else rows)
         names = expression.cells if rows is None else expression.cells[rows]
         _check_values(matrix, names, places)
         linear = in_linear_space(matrix, expression)
         columns = self._columns(expression)
         linear, columns = _without_twins(linear, columns)
+        totals = np.full(linear.shape[0], TARGET_SUM) if expression.kind == "log" else np.asarray(linear.sum(1)).ravel()
         if training and self.gene_dropout:
             linear = self._drop_genes(linear)
-        return rank_tokens(linear, columns, self.vocabulary.medians, self.max_length - 1)
+        tokens, lengths = rank_tokens(linear, columns, self.vocabulary.medians, self.max_length - 1)
+        if not self.expression:
+            return tokens, lengths, np.zeros(tokens.shape, dtype=np.float32)
+        scale = np.repeat(TARGET_SUM / np.maximum(totals, 1e-12), np.diff(linear.indptr))
+        logs = sparse.csr_matrix((np.log1p(linear.data * scale), linear.indices, linear.indptr), shape=linear.shape)
+        return tokens, lengths, expression_weights(logs, columns, tokens, lengths)
 
     def _drop_genes(self, rows: sparse.csr_matrix) -> sparse.csr_matrix:
         share = np.repeat(torch.rand(rows.shape[0]).numpy() * self.gene_dropout, np.diff(rows.indptr))
@@ -195,6 +235,12 @@ class CellProcessor(Processor):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_last": None}
+
+
+def _stacked(tables: list[NDArray[Any]], width: int, kind: type[np.generic]) -> NDArray[Any]:
+    """Tables below each other, padded with zeros (`PAD`) to one width."""
+    padded = [np.pad(table, ((0, 0), (0, width - table.shape[1]))) for table in tables]
+    return np.concatenate(padded) if padded else np.zeros((0, width), dtype=kind)
 
 
 def _by_matrix(

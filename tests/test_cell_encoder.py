@@ -77,6 +77,38 @@ def test_log_normalised_data_give_the_tokens_of_their_counts(tmp_path):
     assert ids[2] == ids[0]
 
 
+def test_expression_is_told_in_units_of_the_cells_mean(tmp_path):
+    genes = ["A", "X", "B", "C", "D"]
+    vocabulary = GeneVocabulary(path=table(tmp_path, {"A": 2, "B": 0.5, "C": 4, "D": 1}))
+    values = np.array([3.0, 40.0, 1.0, 0.0, 6.0])  # X is unknown, and counts in the total
+    logs = np.log1p(np.array([6.0, 1.0, 3.0]) / 50 * 1e4)  # D, B, A
+    expected = [1.0, *(logs / logs.mean())]
+    for data in (one(values, genes), one(7 * values, genes), one(np.log1p(values / 50 * 1e4), genes)):
+        inputs = CellProcessor(vocabulary, expression=True)(data)
+        assert inputs["ids"][0].tolist() == [6, 5, 3, 2]
+        assert inputs["weights"][0].tolist() == pytest.approx(expected, rel=1e-6)
+    short = CellProcessor(vocabulary, max_length=3, expression=True)(one(values, genes))
+    assert short["weights"][0].tolist() == pytest.approx([1.0, *(logs[:2] / logs[:2].mean())], rel=1e-6)
+
+
+def test_expression_of_several_matrices_is_padded_with_zeros(tmp_path):
+    vocabulary = GeneVocabulary(path=table(tmp_path, {"A": 2, "B": 0.5}))
+    one_gene, two = expression_of(one([5.0], ["A"])), expression_of(one([1.0, 1.0], ["B", "A"]))
+    inputs = CellProcessor(vocabulary, expression=True)([Cell(two, 0), Cell(one_gene, 0), Cell(two, 0)])
+    assert inputs["weights"].tolist() == [[1, 1, 1], [1, 1, 0], [1, 1, 1]]
+    assert "weights" not in CellProcessor(vocabulary)([Cell(two, 0)])
+
+
+def test_expression_scales_the_vectors_of_genes():
+    data = adata()
+    vocabulary = GeneVocabulary(cells=OneStudy(data))
+    encoder = CellEncoder(vocabulary, width=8, depth=0, expression=True, final_norm=False, dropout=0.0)
+    inputs = encoder.processor(data)
+    tokens = encoder(inputs).values - encoder(inputs | {"weights": torch.zeros_like(inputs["weights"])}).values
+    expected = encoder.gene(inputs["ids"]) * inputs["weights"].unsqueeze(-1)
+    torch.testing.assert_close(tokens, expected, atol=1e-6, rtol=0)
+
+
 def test_a_long_cell_keeps_its_top_genes_behind_cls(tmp_path):
     names = [f"G{i:04d}" for i in range(3000)]
     processor = CellProcessor(GeneVocabulary(path=table(tmp_path, dict.fromkeys(names, 1.0))))
