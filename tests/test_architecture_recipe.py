@@ -2,6 +2,8 @@
 
 import json
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,6 +33,44 @@ def test_ranks_follow_the_scores_of_each_row(recipe):
     result = recipe("evaluation").ranked(scores, right)
     assert result.ranks.tolist() == [2, 1]
     assert result.recall[1] == 0.5
+
+
+class _Zoo:
+    """Networks that hold a number of relu, and what is said of them."""
+
+    texts = {"train": ["red blue", "blue green", "green red"], "test": ["one", "two"], "validation": ["more"]}
+
+    def split(self, name):
+        return [
+            Sample(
+                {"architecture": replace(graph("input", *["relu"] * (n + 1)), modules=("Gate",)), "text": text},
+                f"{name}{n}",
+            )
+            for n, text in enumerate(self.texts[name])
+        ]
+
+    def entries(self, name):
+        return [SimpleNamespace(name=f"{name}{n}", text=text) for n, text in enumerate(self.texts[name])]
+
+
+class _Searching(nn.Module):
+    """One relu is nearest to "one", two are nearer to "more" than to "two"."""
+
+    def embed(self, name, samples):
+        texts = {"one": [1.0, 0.0], "two": [0.6, 0.8], "more": [0.0, 1.0]}
+        networks = {2: [1.0, 0.0], 3: [0.3, 0.95]}
+        return torch.tensor([texts[s] if name == "text" else networks[len(s)] for s in samples])
+
+
+def test_search_is_among_own_texts_and_among_those_of_both_unseen_splits(recipe, monkeypatch):
+    module = recipe("evaluation")
+    monkeypatch.setattr(module, "rebuilt", lambda model: model)
+    found = module.search(_Searching(), _Zoo())
+    assert (found["search/texts"], found["search/more_texts"]) == (2, 3)
+    assert found["search/network_to_text/R@1"] == found["search/text_to_network/R@1"] == 1
+    assert found["search/network_to_more_texts/R@1"] == 0.5
+    assert found["search/network_to_more_texts/mean_reciprocal_rank"] == pytest.approx(0.75)
+    assert found["search/network_to_more_texts/R@1_chance"] == pytest.approx(1 / 3)
 
 
 def test_captions_stand_beside_the_most_frequent_and_the_nearest(recipe):
@@ -75,15 +115,17 @@ def test_a_seed_tests_on_its_own_families(recipe, seed):
 def test_variants_change_what_they_say(recipe):
     from mmpt.config import from_config
 
-    study, run = recipe("study"), recipe("run")
+    study = recipe("study")
     built = {}
     for variant in study.VARIANTS:
-        config = study.varied(run.configuration(0, smoke=True), variant)
+        config = study.configured(variant, 1, True)
+        assert config["data"]["sources"]["zoo"]["init_args"]["fold"] == 1
         arguments = config["model"]["init_args"]
         heads = from_config(arguments["heads"])
         modality = from_config(arguments["model"]["init_args"]["modalities"])["architecture"]
-        built[variant] = (heads, modality, arguments["weights"])
-        assert set(arguments["weights"]) <= set(heads)
+        weights = arguments.get("weights", {})
+        built[variant] = (heads, modality, weights)
+        assert set(weights) <= set(heads)
     heads, modality, weights = built["main"]
     assert modality.encoder.processor.summary
     assert modality.pooling == "first"
@@ -91,6 +133,8 @@ def test_variants_change_what_they_say(recipe):
     assert not built["without summary"][1].encoder.processor.summary
     assert built["without summary"][1].pooling == "mean"
     assert isinstance(heads["descriptions"], ContrastiveHead)
+    assert set(built["search alone"][0]) == {"descriptions"}
+    assert not built["search alone"][1].through_text
     paper = built["cosine error"][0]
     assert isinstance(paper["descriptions"], SimilarityHead)
     assert paper["statements"].threshold == 0.5

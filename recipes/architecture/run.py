@@ -66,9 +66,9 @@ def pretrain(options: RecipeOptions) -> tuple[MultimodalModel, MultimodalData]:
     return model, finished.datamodule.attach(model.processors)
 
 
-def configuration(seed: int, smoke: bool = False) -> dict[str, Any]:
-    """pretrain.yaml with the fold of families that belongs to a seed; few networks for a trial."""
-    config: dict[str, Any] = yaml.safe_load((HERE / "pretrain.yaml").read_text(encoding="utf-8"))
+def configuration(seed: int, smoke: bool = False, name: str = "pretrain.yaml") -> dict[str, Any]:
+    """A configuration with the fold of families that belongs to a seed; few networks for a trial."""
+    config: dict[str, Any] = yaml.safe_load((HERE / name).read_text(encoding="utf-8"))
     set_arguments(config, "ModelZoo", {"fold": seed % 5} | ({"limit": 40} if smoke else {}))
     set_arguments(config, "GeneratedNetworks", {"count": 40} if smoke else {})
     return config

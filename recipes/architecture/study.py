@@ -34,18 +34,20 @@ from mmpt.recipe import keep_freed_memory
 from mmpt.source import Split
 from mmpt.study import Study
 
-VARIANTS = ("main", "without masked nodes", "without names", "without summary", "cosine error")
+VARIANTS = ("main", "search alone", "without masked nodes", "without names", "without summary", "cosine error")
 
 
-def varied(config: dict[str, Any], variant: str) -> dict[str, Any]:
+def configured(variant: str, seed: int, smoke: bool) -> dict[str, Any]:
     """The recipe's configuration with one thing changed.
 
+    - `search alone`: search.yaml in place of pretrain.yaml; nothing but search is measured.
     - `without masked nodes`: no masked architecture modelling.
     - `without names`: what modules are called stays unseen.
     - `without summary`: ArchBERT's encoder as it is, the mean over nodes.
     - `cosine error`: the paper's objective, the squared error of cosines. Statements have their labels; descriptions
       are compared with the own text and one other, instead of by contrast with the whole batch.
     """
+    config = configuration(seed, smoke, "search.yaml" if variant == "search alone" else "pretrain.yaml")
     model = config["model"]["init_args"]
     if variant == "without masked nodes":
         model["weights"]["nodes"] = 0.0
@@ -64,7 +66,7 @@ def varied(config: dict[str, Any], variant: str) -> dict[str, Any]:
 
 def pretrained(variant: str, seed: int, steps: int | None, smoke: bool) -> tuple[MultimodalModel, MultimodalData]:
     """The recipe's training in this process, without a run folder."""
-    config = varied(configuration(seed, smoke), variant)
+    config = configured(variant, seed, smoke)
     L.seed_everything(seed, verbose=False)
     module = Pretraining(**from_config(config["model"]["init_args"]))
     data = MultimodalData(**{**from_config(config["data"]), "seed": seed})
@@ -83,6 +85,8 @@ def measured(variant: str, seed: int, steps: int | None, split: Split, smoke: bo
     began = time.process_time()
     model, data = pretrained(variant, seed, steps, smoke)
     metrics = {"minutes/training": (time.process_time() - began) / 60}
+    if variant == "search alone":
+        return metrics | search(model, data.sources["zoo"], split)
     zoo, statements, asked = (data.sources[name] for name in ("zoo", "statements", "questions"))
     bench = GraphNetworkBench(limit=100 if smoke else 4000)
     threshold = 0.5 if variant == "cosine error" else 0.0
