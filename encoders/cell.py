@@ -42,7 +42,8 @@ class CellEncoder(Encoder):
         dropout: of the input and of every part's output; two passes with it are the two views of a cell.
         gene_dropout: see `CellProcessor`.
         expression: weigh gene vectors by the genes' log expression, in units of the cell's mean. Ranks relative to
-            medians do not say how much of a gene there is, and the mean over a cell's tokens not even their order.
+            medians do not say how much of a gene there is, and without layers the mean over tokens not even their
+            order. A hidden gene weighs 1. A layer norm of the input (post-norm) takes the weights away.
         vocabulary_size: number of gene vectors; by default the vocabulary's tokens.
         named_genes: gene vectors start from the genes' names, see `mmpt.naming`. With `shared_names` of the model, a
             gene and the word for it start as one vector, so that what training finds out about some genes holds for
@@ -110,7 +111,10 @@ class CellEncoder(Encoder):
             ids = torch.where(corruption.action == RANDOM, random, ids)
         genes = self.gene(ids)
         if self.processor.expression:
-            genes = genes * inputs["weights"].unsqueeze(-1).to(genes.dtype)
+            weights = inputs["weights"]
+            if corruption is not None:  # how much there is of a hidden gene would give it away
+                weights = torch.where((corruption.action == MASK) | (corruption.action == RANDOM), 1.0, weights)
+            genes = genes * weights.unsqueeze(-1).to(genes.dtype)
         return self.transformer(Tokens(genes, inputs["mask"]))
 
     def units(self, inputs: Inputs) -> Tensor:

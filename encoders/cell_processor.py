@@ -106,7 +106,7 @@ def expression_weights(
     Returns:
         (cells, width): mean 1 over the tokens of a cell, 0 where there are none.
     """
-    column = np.zeros(max(int(columns.max(initial=0)), FIRST_GENE) + 1, dtype=np.int64)
+    column = np.zeros(columns.max(initial=0) + 1, dtype=np.int64)
     column[columns[columns >= 0]] = np.flatnonzero(columns >= 0)
     inside = np.arange(tokens.shape[1]) < lengths[:, None]
     cells, _ = np.nonzero(inside)
@@ -129,7 +129,8 @@ class CellProcessor(Processor):
         max_length: most tokens of a cell, `<cls>` included; 2,048 in the paper.
         gene_dropout: in training, each cell loses a random share of its genes between 0 and this number, so that the
             encoder copes with studies that measured other genes.
-        expression: also tell how much of each gene there is, which ranks relative to medians leave out.
+        expression: also tell how much of each gene there is, which ranks relative to medians leave out: log1p of counts
+            per ten thousand; log-normalised data are taken as they are.
     """
 
     def __init__(
@@ -215,8 +216,9 @@ class CellProcessor(Processor):
         tokens, lengths = rank_tokens(linear, columns, self.vocabulary.medians, self.max_length - 1)
         if not self.expression:
             return tokens, lengths, np.zeros(tokens.shape, dtype=np.float32)
-        scale = np.repeat(TARGET_SUM / np.maximum(totals, 1e-12), np.diff(linear.indptr))
-        logs = sparse.csr_matrix((np.log1p(linear.data * scale), linear.indices, linear.indptr), shape=linear.shape)
+        logs = linear.copy()
+        logs.data = np.log1p(logs.data * np.repeat(TARGET_SUM / totals, np.diff(logs.indptr)))
+        logs.sort_indices()  # else looking up a gene goes through its whole cell
         return tokens, lengths, expression_weights(logs, columns, tokens, lengths)
 
     def _drop_genes(self, rows: sparse.csr_matrix) -> sparse.csr_matrix:

@@ -71,6 +71,7 @@ def test_search_is_among_own_texts_and_among_those_of_both_unseen_splits(recipe,
     assert found["search/network_to_more_texts/R@1"] == 0.5
     assert found["search/network_to_more_texts/mean_reciprocal_rank"] == pytest.approx(0.75)
     assert found["search/network_to_more_texts/R@1_chance"] == pytest.approx(1 / 3)
+    assert module.search(_Searching(), _Zoo(), "validation")["search/more_texts"] == 3
 
 
 def test_captions_stand_beside_the_most_frequent_and_the_nearest(recipe):

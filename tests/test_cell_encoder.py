@@ -83,7 +83,8 @@ def test_expression_is_told_in_units_of_the_cells_mean(tmp_path):
     values = np.array([3.0, 40.0, 1.0, 0.0, 6.0])  # X is unknown, and counts in the total
     logs = np.log1p(np.array([6.0, 1.0, 3.0]) / 50 * 1e4)  # D, B, A
     expected = [1.0, *(logs / logs.mean())]
-    for data in (one(values, genes), one(7 * values, genes), one(np.log1p(values / 50 * 1e4), genes)):
+    logged = one(np.log1p(values / 50 * 1e4), genes)
+    for data in (one(values, genes), one(7 * values, genes), logged, logged[:, ["A", "B", "C", "D"]].copy()):
         inputs = CellProcessor(vocabulary, expression=True)(data)
         assert inputs["ids"][0].tolist() == [6, 5, 3, 2]
         assert inputs["weights"][0].tolist() == pytest.approx(expected, rel=1e-6)
@@ -97,6 +98,39 @@ def test_expression_of_several_matrices_is_padded_with_zeros(tmp_path):
     inputs = CellProcessor(vocabulary, expression=True)([Cell(two, 0), Cell(one_gene, 0), Cell(two, 0)])
     assert inputs["weights"].tolist() == [[1, 1, 1], [1, 1, 0], [1, 1, 1]]
     assert "weights" not in CellProcessor(vocabulary)([Cell(two, 0)])
+
+
+def test_expression_of_genes_that_stand_twice_is_that_of_their_sum(tmp_path):
+    vocabulary = GeneVocabulary(path=table(tmp_path, {"A": 1, "B": 1, "C": 1}))
+    processor = CellProcessor(vocabulary, expression=True)
+    with pytest.warns(GeneWarning):
+        twice = processor(one([1.0, 3.0, 2.0, 4.0], ["C", "A", "B", "C"]))
+    once = processor(one([3.0, 2.0, 5.0], ["A", "B", "C"]))
+    assert twice["ids"].tolist() == once["ids"].tolist()
+    torch.testing.assert_close(twice["weights"], once["weights"])
+
+
+def test_a_cell_without_a_known_gene_has_no_expression_but_finite(tmp_path):
+    vocabulary = GeneVocabulary(path=table(tmp_path, {"A": 1}))
+    data = anndata.AnnData(np.array([[1.0, 2.0], [0.0, 3.0]], dtype=np.float32), var=pd.DataFrame(index=["A", "X"]))
+    with pytest.warns(GeneWarning):
+        assert CellProcessor(vocabulary, expression=True)(data)["weights"].tolist() == [[1, 1], [1, 0]]
+
+
+def test_what_is_hidden_does_not_show_its_expression():
+    data = adata()
+    encoder = CellEncoder(GeneVocabulary(cells=OneStudy(data)), width=8, depth=0, expression=True, dropout=0.0)
+    inputs = encoder.processor(data)
+    action = torch.full(inputs["ids"].shape, KEEP)
+    action[:, 1], action[:, 2] = MASK, RANDOM
+    corruption = Corruption(action, action != KEEP)
+    other = inputs["weights"].clone()
+    other[:, 1:3] *= 5
+    tokens = []
+    for weights in (inputs["weights"], other):
+        torch.manual_seed(0)
+        tokens.append(encoder(inputs | {"weights": weights}, corruption).values)
+    assert torch.equal(*tokens)
 
 
 def test_expression_scales_the_vectors_of_genes():

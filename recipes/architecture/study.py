@@ -38,7 +38,7 @@ VARIANTS = ("main", "search alone", "without masked nodes", "without names", "wi
 
 
 def configured(variant: str, seed: int, smoke: bool) -> dict[str, Any]:
-    """The recipe's configuration with one thing changed.
+    """The configuration of a variant: the recipe's with one thing changed, or another one.
 
     - `search alone`: search.yaml in place of pretrain.yaml; nothing but search is measured.
     - `without masked nodes`: no masked architecture modelling.
