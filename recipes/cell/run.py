@@ -67,8 +67,8 @@ def run(options: RecipeOptions, console: Console) -> dict[str, float]:
     if labelled:
         metrics |= stages.run("typing by description", typing, model, head, data)
         metrics |= stages.run("retrieval", retrieval_metrics, model, data, "cell", "test")
-        metrics |= stages.run("fine-tuning with all labels", fine_tuning, options)
         metrics |= stages.run("few labels, from a model without any", few_labels, options)
+        metrics |= stages.run("fine-tuning with all labels", fine_tuning, options)
         stages.run("examples and map", illustrate, model, head, data, options)
     if labelled and options.data_path is None and not options.demo:
         metrics |= stages.run("types left out of training", left_out, options, LEFT_OUT)
@@ -131,13 +131,14 @@ def typing(model: MultimodalModel, head: MatchingHead, data: MultimodalData) -> 
 
 
 def fine_tuning(options: RecipeOptions) -> dict[str, float]:
-    """All training labels: the pretrained folder, its architecture from scratch, and logistic regression."""
+    """All training labels: the model of sentences alone, its architecture from scratch, and logistic regression."""
     metrics: dict[str, float] = {}
+    pretrained = str(options.output / "unlabelled" / "model")
     path = ["--data.path", str(options.data_path)] if options.data_path else []
     steps = ["--trainer.max_steps", "2"] if options.smoke else []
     for suffix, scratch in (("", False), ("_scratch", True)):
         seeds = ["--seed_everything", str(options.seed), "--data.seed", str(options.seed)]
-        start_from = ["--model.pretrained", str(options.output / "model"), "--model.from_scratch", json.dumps(scratch)]
+        start_from = ["--model.pretrained", pretrained, "--model.from_scratch", json.dumps(scratch)]
         folder = str(options.output / f"finetuned{suffix}")
         config = str(HERE / "finetune.yaml")
         finished = train(["fit", "--config", config, "--output", folder, *seeds, *start_from, *steps, *path])
