@@ -92,6 +92,16 @@ def test_expression_is_told_in_units_of_the_cells_mean(tmp_path):
     assert short["weights"][0].tolist() == pytest.approx([1.0, *(logs[:2] / logs[:2].mean())], rel=1e-6)
 
 
+def test_genes_that_are_dropped_count_in_the_total_all_the_same(tmp_path, monkeypatch):
+    vocabulary = GeneVocabulary(path=table(tmp_path, {"A": 1, "B": 1, "C": 1}))
+    processor = CellProcessor(vocabulary, gene_dropout=0.5, expression=True)
+    kept = sparse.csr_matrix(np.array([[4.0, 1.0, 0.0]]))
+    monkeypatch.setattr(processor, "_drop_genes", lambda rows: kept)
+    weights = processor(one([4.0, 1.0, 5.0], ["A", "B", "C"]), training=True)["weights"][0]
+    logs = np.log1p(np.array([4.0, 1.0]) / 10 * 1e4)
+    assert weights.tolist() == pytest.approx([1.0, *(logs / logs.mean())], rel=1e-6)
+
+
 def test_expression_of_several_matrices_is_padded_with_zeros(tmp_path):
     vocabulary = GeneVocabulary(path=table(tmp_path, {"A": 2, "B": 0.5}))
     one_gene, two = expression_of(one([5.0], ["A"])), expression_of(one([1.0, 1.0], ["B", "A"]))
